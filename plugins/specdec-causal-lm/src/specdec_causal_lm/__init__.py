@@ -1,0 +1,1 @@
+"""Backbone `causal-lm`: any Hugging Face decoder-only text model."""

@@ -1,0 +1,1 @@
+"""The contracts of an algorithm, its draft, and how it proposes."""

@@ -1,0 +1,102 @@
+"""The contract of an algorithm: how a draft is built, trained and used to propose."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor
+
+from specdec_core.algorithm.draft import Draft
+from specdec_core.algorithm.proposal import Drafter
+from specdec_core.capture.features import CapturePlan, Features
+from specdec_core.config.run import DraftSection
+from specdec_core.data.batch import Batch
+from specdec_core.data.vocab import VocabMap
+from specdec_core.target.base import Target, TargetFacts
+
+
+class Metric(NamedTuple):
+    """A mean that adds up: over micro-batches, ranks and steps, sums and counts are added, then divided."""
+
+    sum: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """loss: scalar, a sum already divided by the global denominator. metrics: by name, `accuracy/1` and the like."""
+
+    loss: Tensor
+    metrics: Mapping[str, Metric]
+
+
+@dataclass(frozen=True)
+class ExportedDraft:
+    """A draft under the names that the world outside uses: config.json and tensors."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class Algorithm(ABC):
+    """Made with the plugin's validated options. Holds no state of a run and knows neither engine nor rank."""
+
+    trains: ClassVar[bool] = True
+    trains_target: ClassVar[bool] = False
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def capture_plan(self, facts: TargetFacts) -> CapturePlan:
+        """What the step and the drafter read of the target. Raises UserError if the target cannot give it."""
+
+    @abstractmethod
+    def draft_config(self, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
+        """The draft's HF-style config, JSON-able: read from `draft.config` or derived from the target.
+
+        Raises UserError if the JSON and the target, or the JSON and the other keys of [draft], disagree.
+        """
+
+    @abstractmethod
+    def build_draft(self, config: Mapping[str, Any], target: Target, vocab: VocabMap | None) -> Draft:
+        """A draft with random weights on the CPU in float32; `vocab` is None for the whole vocabulary."""
+
+    def init_draft(self, draft: Draft, target: Target) -> None:
+        """Start the draft's weights from the target's (`draft.init = "target"`). Default: leave them random."""
+
+    def parameter_groups(self, draft: Draft, weight_decay: float) -> list[dict[str, Any]]:
+        """AdamW parameter groups of what is trained: matrices decay, vectors do not."""
+        trained = [p for p in draft.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+
+    @abstractmethod
+    def denominator(self, draft: Draft, batch: Batch, features: Features) -> Tensor:
+        """[K] this micro-batch's share of what the loss's terms are divided by (per step or head).
+
+        The engine sums it over ranks and the accumulation window before the first backward.
+        """
+
+    @abstractmethod
+    def training_step(
+        self, draft: Draft, batch: Batch, features: Features, target: Target, denominator: Tensor
+    ) -> StepOutput:
+        """The loss of one micro-batch. `denominator` [K] is global, so any split gives the same gradient."""
+
+    @abstractmethod
+    def drafter(self, draft: Draft, target: Target) -> Drafter:
+        """A drafter for one sequence."""
+
+    @abstractmethod
+    def export(self, draft: Draft, facts: TargetFacts) -> ExportedDraft:
+        """The draft under the names that inference engines and the Hub use."""
+
+    def load_exported(self, draft: Draft, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `export`. Raises UserError on a missing, unexpected or misshapen tensor."""
+        raise NotImplementedError(f"{type(self).__name__} cannot read exported drafts")

@@ -1,0 +1,63 @@
+"""How a draft proposes: the protocol between a drafter and the decoding loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Generator, Tensor
+
+from specdec_core.capture.features import Features
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Draft tokens for the target to verify in one forward, all in target ids.
+
+    tokens   [n] int64
+    parents  [n] int64, index in `tokens` of the token before, -1 for the last verified token; None is a chain
+    probs    [n, V] the distribution each token was drawn from; None says that the proposal is deterministic
+    """
+
+    tokens: Tensor
+    parents: Tensor | None = None
+    probs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Slots that the target has read and accepted, and the token it then emitted.
+
+    ids       [m + 1] int64: the tokens at the m slots, then the one emitted after the last of them,
+              so that slot i of `features` is followed by token ids[i + 1]
+    features  of the m slots, [1, m, ...]
+    start     position of the first slot in the sequence
+    """
+
+    ids: Tensor
+    features: Features
+    start: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy. `generator` is the only source of randomness."""
+
+    temperature: float = 0.0
+    generator: Generator | None = None
+
+
+class Drafter(ABC):
+    """Proposes for one sequence: `begin(prompt)`, then `propose` and `accept` in turn."""
+
+    @abstractmethod
+    def begin(self, verified: Verified) -> None:
+        """Read the prompt's slots and the first token that the target emitted."""
+
+    @abstractmethod
+    def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
+        """Up to `num_tokens` tokens to follow the last emitted one; may be none."""
+
+    @abstractmethod
+    def accept(self, verified: Verified) -> None:
+        """Drop every key made from guesses and read the accepted slots with the target's features."""

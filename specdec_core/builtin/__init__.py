@@ -1,0 +1,1 @@
+"""What the core itself provides, registered the way a plugin is."""

@@ -1,0 +1,1 @@
+"""A run's state on disk: complete or absent, never half-written."""

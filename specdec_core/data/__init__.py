@@ -1,0 +1,1 @@
+"""Files to batches: conversations, chat template, loss mask, packing, vocabulary map."""

@@ -1,0 +1,45 @@
+"""What the data room hands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+PADDING_DOCUMENT = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows of tokens. B rows, S slots.
+
+    ids            [B, S] int64   tokens; padding is any valid id, told apart by `document_ids`
+    positions      [B, S] int64   position within the document, from 0; [3, B, S] for M-RoPE
+    loss_mask      [B, S] bool    True where the token was written by the assistant and is to be learned
+    document_ids   [B, S] int64   which conversation of the row, from 0; -1 is padding (always at the end)
+    row_keys       one stable key per row, by which a feature cache knows it
+    extras         further model inputs by the model's own keyword (pixel values and the like)
+    """
+
+    ids: Tensor
+    positions: Tensor
+    loss_mask: Tensor
+    document_ids: Tensor
+    row_keys: tuple[str, ...] = ()
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: str) -> Batch:
+        """The same batch on another device."""
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            loss_mask=self.loss_mask.to(device),
+            document_ids=self.document_ids.to(device),
+            extras={name: tensor.to(device) for name, tensor in self.extras.items()},
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Slots that are not padding."""
+        return int((self.document_ids != PADDING_DOCUMENT).sum())

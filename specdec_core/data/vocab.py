@@ -1,0 +1,63 @@
+"""The draft vocabulary: which of the target's tokens a draft can propose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specdec_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class VocabMap:
+    """A draft vocabulary of D of the target's V tokens.
+
+    ids   [D] int64  target ids, strictly ascending; row i of the draft's head stands for token ids[i]
+    size  V
+    """
+
+    ids: Tensor
+    size: int
+
+    def __post_init__(self) -> None:
+        in_range = self.ids.numel() and int(self.ids[0]) >= 0 and int(self.ids[-1]) < self.size
+        if not in_range or not bool((self.ids[1:] > self.ids[:-1]).all()):
+            raise UserError(
+                f"draft vocabulary must be strictly ascending target ids in 0..{self.size - 1}; "
+                "rebuild it for this target"
+            )
+
+    @property
+    def d2t(self) -> Tensor:
+        """[D] int64 offsets: target id of draft id i is i + d2t[i]."""
+        return self.ids - torch.arange(self.ids.numel())
+
+    @property
+    def t2d(self) -> Tensor:
+        """[V] bool: whether a target id is in the draft vocabulary."""
+        mask = torch.zeros(self.size, dtype=torch.bool)
+        mask[self.ids] = True
+        return mask
+
+    @classmethod
+    def from_counts(cls, counts: Tensor, size: int, always: Iterable[int] = ()) -> VocabMap:
+        """Keep `always` (stop tokens) and the most frequent of `counts` [V], `size` tokens in all.
+
+        Ties, and tokens never seen, are taken in ascending id: for byte-pair vocabularies that is the order
+        of the merges, so that the fill is made of the more frequent tokens of the tokenizer's own corpus.
+        """
+        vocab = counts.numel()
+        if not 1 <= size <= vocab:
+            raise UserError(f"draft.vocab_size is {size}; the target's vocabulary allows 1 to {vocab}")
+        keep = sorted(set(always))
+        if keep and not 0 <= keep[0] <= keep[-1] < vocab:
+            raise UserError(f"stop token {keep[-1]} lies outside the target's vocabulary of {vocab}")
+        if len(keep) > size:
+            raise UserError(f"draft.vocab_size is {size}; the {len(keep)} stop tokens alone need more")
+        rank = counts.to(torch.int64).clone()
+        rank[torch.tensor(keep, dtype=torch.int64)] = torch.iinfo(torch.int64).max
+        chosen = torch.sort(rank, descending=True, stable=True).indices[:size]
+        return cls(ids=chosen.sort().values, size=vocab)

@@ -1,0 +1,1 @@
+"""Propose and verify: tokens that are the target's own, sooner."""

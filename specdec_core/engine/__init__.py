@@ -1,0 +1,1 @@
+"""Runs the step. Algorithms never import this room."""

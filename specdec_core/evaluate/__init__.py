@@ -1,0 +1,1 @@
+"""Acceptance and speed, measured by decoding, never quoted without conditions."""

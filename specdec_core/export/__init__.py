@@ -1,0 +1,1 @@
+"""A draft in the form that others load."""

@@ -1,0 +1,144 @@
+"""The contracts of a backbone (a model family) and of a target (one loaded model)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from specdec_core.capture.features import CapturePlan, Features
+from specdec_core.config.run import TargetSection
+from specdec_core.data.batch import Batch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What is known of a target without its weights; enough to derive a draft from."""
+
+    name_or_path: str
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_act: str
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope_parameters: dict[str, Any]
+    attention_bias: bool
+    tie_word_embeddings: bool
+    dtype: str
+    bos_token_id: int | None
+    stop_token_ids: tuple[int, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The target's next-token distribution at N slots.
+
+    logits  [N, D] over the rows asked for (D = V if none were named)
+    log_z   [N] log-sum-exp over the whole vocabulary: logits - log_z are log-probabilities
+    argmax  [N] int64 over the whole vocabulary
+    """
+
+    logits: Tensor
+    log_z: Tensor
+    argmax: Tensor
+
+
+class DecodeSession(ABC):
+    """One sequence being decoded, with its KV cache."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Tokens in the cache."""
+
+    @abstractmethod
+    def prefill(self, batch: Batch) -> tuple[Tensor, Features]:
+        """Read the prompt (one row, no padding). Returns the last slot's logits [V] and all slots' features."""
+
+    @abstractmethod
+    def forward(self, ids: Tensor, parents: Sequence[int] | None = None) -> tuple[Tensor, Features]:
+        """Append `ids` [n] and return logits [n, V] and features of those slots, [1, n, ...].
+
+        `parents[i]` is the index in `ids` of the token before ids[i], or -1 for the cache's end; None is a chain.
+        """
+
+    @abstractmethod
+    def keep(self, path: Sequence[int]) -> None:
+        """Of the slots of the last `forward`, keep those in `path` (ascending) and roll the others back."""
+
+
+class Target(ABC):
+    """A loaded target. Every method makes a fixed number of collectives, whatever the data."""
+
+    facts: TargetFacts
+    tokenizer: PreTrainedTokenizerBase
+    device: str
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """[..., H] input embeddings of token ids, as the first decoder layer reads them."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] from the post-norm hidden state [..., H]."""
+
+    @abstractmethod
+    def teacher(self, hidden: Tensor, rows: Tensor | None = None) -> Teacher:
+        """The distribution at post-norm states [N, H], streamed over the vocabulary: no [N, V] is held
+        unless `rows` is None. `rows` [D] are the target ids whose logits are wanted."""
+
+    @abstractmethod
+    def embed_rows(self, ids: Tensor | None = None) -> Tensor:
+        """A copy of rows of the embedding matrix, [n, H]; all rows if `ids` is None."""
+
+    @abstractmethod
+    def head_rows(self, ids: Tensor | None = None) -> Tensor:
+        """A copy of rows of the head's matrix, [n, H]; all rows if `ids` is None."""
+
+    @abstractmethod
+    def layer_state(self, index: int) -> dict[str, Tensor]:
+        """A copy of decoder layer `index`'s weights under HF's usual names (`self_attn.q_proj.weight`, ...);
+        index L gives the final norm as `weight`. A norm's weight is what multiplies the normalised state."""
+
+    @abstractmethod
+    def capture(self, batch: Batch, plan: CapturePlan) -> Features:
+        """Run the target over a batch, documents apart, and return what `plan` names."""
+
+    @abstractmethod
+    def decode(self, plan: CapturePlan, capacity: int) -> DecodeSession:
+        """A new session with room for `capacity` tokens, whose features follow `plan`."""
+
+    @abstractmethod
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Greedy continuations of a batch of prompts, each with its stop token if it came to one."""
+
+
+class Backbone(ABC):
+    """A model family: how its targets are read and loaded. Made with the plugin's validated options."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @abstractmethod
+    def facts(self, target: TargetSection) -> TargetFacts:
+        """What the target's config says, without loading weights. Raises UserError if there is no such target."""
+
+    @abstractmethod
+    def tokenizer(self, target: TargetSection) -> PreTrainedTokenizerBase:
+        """The target's tokenizer with its chat template."""
+
+    @abstractmethod
+    def load(self, target: TargetSection, device: str) -> Target:
+        """The target with its weights, frozen, in evaluation mode."""

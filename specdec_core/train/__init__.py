@@ -1,0 +1,1 @@
+"""The training loop. It knows batches, engines and checkpoints, and no model."""

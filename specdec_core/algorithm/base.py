@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -18,7 +18,8 @@ from specdec_core.data.vocab import VocabMap
 from specdec_core.target.base import Target, TargetFacts
 
 
-class Metric(NamedTuple):
+@dataclass(frozen=True)
+class Metric:
     """A mean that adds up: over micro-batches, ranks and steps, sums and counts are added, then divided."""
 
     sum: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,12 @@ class Target(ABC):
     def teacher(self, hidden: Tensor, rows: Tensor | None = None) -> Teacher:
         """The distribution at post-norm states [N, H], streamed over the vocabulary: no [N, V] is held
         unless `rows` is None. `rows` [D] are the target ids whose logits are wanted."""
+
+    def teacher_chunks(self, hidden: Tensor, rows: Tensor | None, chunk_size: int) -> Iterator[Teacher]:
+        """`teacher` for consecutive parts of `hidden`, one part at a time: what a step that holds no [N, D]
+        reads. A target whose head is sharded gathers it once for all parts."""
+        for part in hidden.split(chunk_size):
+            yield self.teacher(part, rows)
 
     @abstractmethod
     def embed_rows(self, ids: Tensor | None = None) -> Tensor:

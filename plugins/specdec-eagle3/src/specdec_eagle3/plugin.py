@@ -11,7 +11,7 @@ def specdec_plugins() -> list[PluginSpec]:
         PluginSpec(
             kind="algorithm",
             name="eagle3",
-            summary="EAGLE-3: one decoder layer over three of the target's hidden states, trained by training-time test",
+            summary="EAGLE-3: a decoder layer over three of the target's hidden states, trained by training-time test",
             implementation="specdec_eagle3.algorithm:Eagle3",
             config="specdec_eagle3.config:Eagle3Config",
         )

@@ -1,0 +1,99 @@
+"""EAGLE-3 as the core sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specdec_core.algorithm.base import Algorithm, ExportedDraft, StepOutput
+from specdec_core.algorithm.draft import Draft
+from specdec_core.algorithm.proposal import Drafter
+from specdec_core.capture.features import CapturePlan, Features
+from specdec_core.config.run import DraftSection
+from specdec_core.data.batch import Batch
+from specdec_core.data.vocab import VocabMap
+from specdec_core.errors import UserError
+from specdec_core.target.base import Target, TargetFacts
+from specdec_eagle3 import draft_config, export, initial
+from specdec_eagle3.config import Eagle3Config
+from specdec_eagle3.drafter import Eagle3Drafter
+from specdec_eagle3.fast import fast_terms
+from specdec_eagle3.model import Eagle3Draft
+from specdec_eagle3.plain import plain_terms
+from specdec_eagle3.supervision import denominators, slot_weights, supervised_slots
+
+
+class Eagle3(Algorithm):
+    """arXiv 2503.01840: a one-layer draft over three of the target's states, trained by training-time test."""
+
+    options: Eagle3Config
+
+    def capture_plan(self, facts: TargetFacts) -> CapturePlan:
+        """The captured layers and the last hidden state, from which the teacher is made."""
+        layers = draft_config.captured_layers(self.options, facts)
+        return CapturePlan(layers=layers, last_hidden=True, argmax=self.options.filter_teacher)
+
+    def draft_config(self, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
+        """Derived from the target, or the JSON that `draft.config` names."""
+        if draft.vocab_size is not None and draft.vocab_size > facts.vocab_size:
+            raise UserError(
+                f"draft.vocab_size is {draft.vocab_size}; the target's vocabulary holds {facts.vocab_size} tokens"
+            )
+        if draft.config is not None:
+            return draft_config.read(draft.config, self.options, facts, draft)
+        return draft_config.derive(self.options, facts, draft)
+
+    def build_draft(self, config: Mapping[str, Any], target: Target, vocab: VocabMap | None) -> Eagle3Draft:
+        """A draft with random weights. Raises UserError if `vocab` is not of the config's size."""
+        size, expected = (config["vocab_size"] if vocab is None else vocab.ids.numel()), config["draft_vocab_size"]
+        if size != expected:
+            raise UserError(f"the draft's config has draft_vocab_size {expected}, the vocabulary map {size} tokens")
+        draft = Eagle3Draft(config, target, vocab)
+        if self.options.head == "frozen":
+            draft.lm_head.weight.requires_grad_(False)
+        return draft
+
+    def init_draft(self, draft: Draft, target: Target) -> None:
+        """Copy what fits from the target."""
+        assert isinstance(draft, Eagle3Draft)
+        initial.start_from_target(draft, target, self.options.init_layer)
+
+    def denominator(self, draft: Draft, batch: Batch, features: Features) -> Tensor:
+        """[K] per step."""
+        assert isinstance(draft, Eagle3Draft)
+        return denominators(batch, slot_weights(batch, features, self.options, draft.in_vocab), self.options)
+
+    def training_step(
+        self, draft: Draft, batch: Batch, features: Features, target: Target, denominator: Tensor
+    ) -> StepOutput:
+        """Sum over steps of step weight * cross-entropy / denominator."""
+        assert isinstance(draft, Eagle3Draft)
+        options = self.options
+        supervised = supervised_slots(batch, options)
+        scale = torch.tensor(options.step_weights, device=denominator.device) / denominator.clamp(min=1e-9)
+        weights = slot_weights(batch, features, options, draft.in_vocab) * scale.view(-1, 1, 1)
+        if options.implementation == "plain":
+            loss, terms = plain_terms(draft, batch, features, target, weights, options)
+        else:
+            loss, terms = fast_terms(draft, batch, features, target, weights, supervised, options)
+        if options.objective == "kl":
+            loss = loss - (weights * terms.entropy.detach()).sum()
+        return StepOutput(loss, terms.metrics(supervised, batch))
+
+    def drafter(self, draft: Draft, target: Target) -> Drafter:
+        """Chain drafting."""
+        assert isinstance(draft, Eagle3Draft)
+        return Eagle3Drafter(draft)
+
+    def export(self, draft: Draft, facts: TargetFacts) -> ExportedDraft:
+        """The names of FACTS' engines: fc, midlayer, norm, lm_head, d2t, t2d."""
+        assert isinstance(draft, Eagle3Draft)
+        return export.to_exported(draft)
+
+    def load_exported(self, draft: Draft, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `export`."""
+        assert isinstance(draft, Eagle3Draft)
+        export.from_exported(draft, tensors)

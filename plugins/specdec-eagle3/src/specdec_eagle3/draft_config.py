@@ -1,0 +1,134 @@
+"""The draft's HF-style config: derived from the target, or read from a JSON file and checked against it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from specdec_core.config.run import DraftSection
+from specdec_core.errors import UserError, UserErrors
+from specdec_core.target.base import TargetFacts
+from specdec_eagle3.config import Eagle3Config
+
+ARCHITECTURE = "LlamaForCausalLMEagle3"
+
+# What the draft must share with the target, because it reads the target's states and embeddings.
+_SHARED = ("hidden_size", "vocab_size")
+# What a draft JSON must say; everything else has a default in the field.
+_REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+
+
+def default_layers(facts: TargetFacts) -> tuple[int, ...]:
+    """EAGLE-3's three captured layers, as inputs of layer k: 2, L // 2, L - 3.
+
+    Raises UserError where these collide or leave the target (L < 8).
+    """
+    if facts.num_layers < 8:
+        raise UserError(
+            f"algorithm.layers: the target has {facts.num_layers} layers, too few for the default 2, L//2, L-3; "
+            "name the captured layers yourself, e.g. algorithm.layers=[1, 2, 3]"
+        )
+    return (2, facts.num_layers // 2, facts.num_layers - 3)
+
+
+def captured_layers(options: Eagle3Config, facts: TargetFacts) -> tuple[int, ...]:
+    """The captured layer ids in ascending order. Raises UserError if the target has no such layer."""
+    if options.layers is None:
+        return default_layers(facts)
+    layers = tuple(sorted(set(options.layers)))
+    if not layers or len(layers) != len(options.layers) or layers[0] < 0 or layers[-1] > facts.num_layers:
+        raise UserError(
+            f"algorithm.layers is {list(options.layers)}; it takes distinct layer ids from 0 to {facts.num_layers}"
+        )
+    return layers
+
+
+def derive(options: Eagle3Config, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
+    """The config of a draft whose decoder layer has the target's shape."""
+    rope = {key: value for key, value in facts.rope_parameters.items() if key != "mrope_section"}
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": "llama",
+        "hidden_size": facts.hidden_size,
+        "intermediate_size": facts.intermediate_size,
+        "num_attention_heads": facts.num_attention_heads,
+        "num_key_value_heads": facts.num_key_value_heads,
+        "head_dim": facts.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": facts.rms_norm_eps,
+        "max_position_embeddings": facts.max_position_embeddings,
+        "rope_parameters": rope,
+        "rope_theta": rope.get("rope_theta", 10000.0),
+        "attention_bias": False,
+        "mlp_bias": False,
+        "vocab_size": facts.vocab_size,
+        "draft_vocab_size": draft.vocab_size or facts.vocab_size,
+        "bos_token_id": facts.bos_token_id,
+        "eos_token_id": facts.stop_token_ids[0] if facts.stop_token_ids else None,
+        "tie_word_embeddings": False,
+        **_eagle_keys(options, facts),
+    }
+
+
+def _eagle_keys(options: Eagle3Config, facts: TargetFacts) -> dict[str, Any]:
+    layers = captured_layers(options, facts)
+    return {
+        "num_hidden_layers": options.num_layers,
+        "norm_before_residual": options.norm_before_residual,
+        "fc_norm": options.fc_norm,
+        "norm_output": options.norm_output,
+        "num_aux_hidden_states": len(layers),
+        # The top-level ids name the input of layer k; the nested ones, of another engine, the output.
+        "eagle_aux_hidden_state_layer_ids": list(layers),
+        "eagle_config": {
+            "use_aux_hidden_state": True,
+            "eagle_aux_hidden_state_layer_ids": [layer - 1 for layer in layers],
+        },
+    }
+
+
+def read(path: Path, options: Eagle3Config, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
+    """A draft JSON, checked against the target and the run config; every disagreement is reported at once."""
+    try:
+        loaded = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"draft.config: cannot read {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"draft.config: {path} is not JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"draft.config: {path} holds {type(loaded).__name__}, not an object")
+    problems = [f"draft.config: {path} lacks {key!r}" for key in _REQUIRED if key not in loaded]
+    for key in _SHARED:
+        if key in loaded and loaded[key] != getattr(facts, key):
+            problems.append(
+                f"draft.config: {path} has {key} {loaded[key]}, the target {facts.name_or_path} has "
+                f"{getattr(facts, key)}; use the target's"
+            )
+    derived = derive(options, facts, draft)
+    for key in ("num_hidden_layers", "norm_before_residual", "fc_norm", "norm_output"):
+        if key in loaded and loaded[key] != derived[key]:
+            problems.append(
+                f"draft.config: {path} has {key} {loaded[key]}, the run's [algorithm] {derived[key]}; make them agree"
+            )
+    named = loaded.get("eagle_aux_hidden_state_layer_ids")
+    if named is not None and sorted(named) != derived["eagle_aux_hidden_state_layer_ids"]:
+        problems.append(
+            f"draft.config: {path} captures layers {named}, the run {derived['eagle_aux_hidden_state_layer_ids']}; "
+            f"set algorithm.layers={named}"
+        )
+    size = loaded.get("draft_vocab_size")
+    if draft.vocab_size is not None and size is not None and size != draft.vocab_size:
+        problems.append(f"draft.vocab_size is {draft.vocab_size}, {path} has draft_vocab_size {size}; make them agree")
+    if isinstance(size, int) and not 1 <= size <= facts.vocab_size:
+        problems.append(
+            f"draft.config: {path} has draft_vocab_size {size}, the target's vocabulary holds {facts.vocab_size}"
+        )
+    if problems:
+        raise UserErrors(problems)
+    merged = {**derived, **loaded, "eagle_config": derived["eagle_config"]}
+    if "head_dim" not in loaded:
+        merged["head_dim"] = merged["hidden_size"] // merged["num_attention_heads"]
+    if "num_key_value_heads" not in loaded:
+        merged["num_key_value_heads"] = merged["num_attention_heads"]
+    return merged

@@ -1,0 +1,107 @@
+"""Chain drafting with a KV cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verified
+from specdec_eagle3.model import Eagle3Draft
+
+
+class CachedAttention:
+    """The attention plan of decoding: new rows attend the cache and each other, causally."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.keys: list[Tensor | None] = [None] * num_layers
+        self.values: list[Tensor | None] = [None] * num_layers
+        self.length = 0
+        self.only_last = False
+
+    def queries(self, layer: int) -> Tensor | None:
+        """With `only_last`, the last layer's output is needed at the last new row only."""
+        return torch.tensor([-1]) if self.only_last and layer == len(self.keys) - 1 else None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Write the new rows behind `length` and attend; `length` itself moves by `advance`."""
+        end = self.length + key.shape[0]
+        keys = self._write(self.keys, layer, key, end)
+        values = self._write(self.values, layer, value, end)
+        mask = None
+        if query.shape[0] > 1:
+            mask = torch.ones(query.shape[0], end, dtype=torch.bool, device=query.device).tril_(end - query.shape[0])
+        out = F.scaled_dot_product_attention(
+            query.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), mask, enable_gqa=True
+        )
+        return out.squeeze(0).transpose(0, 1)
+
+    def _write(self, buffers: list[Tensor | None], layer: int, rows: Tensor, end: int) -> Tensor:
+        """Put rows [n, heads, d] at the cache's end and return the filled part [heads, end, d]."""
+        buffer = buffers[layer]
+        if buffer is None or buffer.shape[1] < end:
+            grown = rows.new_empty(rows.shape[1], max(256, 2 * end), rows.shape[2])
+            if buffer is not None:
+                grown[:, : self.length] = buffer[:, : self.length]
+            buffers[layer] = buffer = grown
+        buffer[:, self.length : end] = rows.transpose(0, 1)
+        return buffer[:, :end]
+
+
+class Eagle3Drafter(Drafter):
+    """Slot i reads the target's states at i and the token after it; guesses are fed back as in training."""
+
+    def __init__(self, draft: Eagle3Draft) -> None:
+        self.draft = draft
+        self.attention = CachedAttention(len(draft.layers))
+        self.verified = 0
+        self.state: Tensor | None = None
+
+    def begin(self, verified: Verified) -> None:
+        """A new sequence."""
+        self.attention.length = self.verified = 0
+        self.accept(verified)
+
+    def accept(self, verified: Verified) -> None:
+        """Forget the guesses' keys, then read the accepted slots with the target's own states."""
+        self.attention.length = self.verified
+        hidden = self.draft.project_hidden_states(verified.features.stacked())
+        slots = hidden.shape[1]
+        positions = torch.arange(verified.start, verified.start + slots, device=hidden.device)
+        self.state = self._step(verified.ids[1:], hidden, positions)
+        self.verified = self.attention.length
+        self.position = verified.start + slots
+
+    def _step(self, ids: Tensor, hidden: Tensor, positions: Tensor) -> Tensor:
+        """[1, 1, H] the backbone's output at the last of the new rows."""
+        self.attention.only_last = ids.shape[0] > 1
+        embeds = self.draft.embed_input_ids(ids.unsqueeze(0))
+        out = self.draft.backbone(embeds, hidden, self.attention, positions.unsqueeze(0))
+        self.attention.length += ids.shape[0]
+        return out[:, -1:]
+
+    def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
+        """A chain of `num_tokens`, greedy or sampled from the draft's own distribution."""
+        assert self.state is not None
+        state, tokens, probs = self.state, [], []
+        for k in range(num_tokens):
+            logits = self.draft.compute_logits(state)[0, -1].float()
+            if sampling.temperature > 0:
+                distribution = (logits / sampling.temperature).softmax(-1)
+                choice = torch.multinomial(distribution, 1, generator=sampling.generator)
+                probs.append(self._over_target_vocabulary(distribution))
+            else:
+                choice = logits.argmax(-1, keepdim=True)
+            token = choice if self.draft.draft_ids is None else self.draft.draft_ids[choice]
+            tokens.append(token)
+            if k + 1 < num_tokens:
+                position = torch.tensor([self.position + k], device=token.device)
+                state = self._step(token, self.draft.feedback(state), position)
+        return Proposal(torch.cat(tokens), probs=torch.stack(probs) if probs else None)
+
+    def _over_target_vocabulary(self, distribution: Tensor) -> Tensor:
+        if self.draft.draft_ids is None:
+            return distribution
+        full = distribution.new_zeros(self.draft.config["vocab_size"])
+        full[self.draft.draft_ids] = distribution
+        return full

@@ -1,0 +1,51 @@
+"""The draft under the tensor names that inference engines read, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from specdec_core.algorithm.base import ExportedDraft
+from specdec_core.data.vocab import VocabMap
+from specdec_core.errors import UserErrors
+from specdec_eagle3.model import Eagle3Draft
+
+_VOCAB = ("d2t", "t2d")
+
+
+def _outside(name: str, num_layers: int) -> str:
+    return name.replace("layers.0.", "midlayer.", 1) if num_layers == 1 and name.startswith("layers.0.") else name
+
+
+def to_exported(draft: Eagle3Draft) -> ExportedDraft:
+    """Trained tensors, with `d2t` and `t2d` where the draft vocabulary is a part of the target's."""
+    layers = len(draft.layers)
+    tensors = {_outside(name, layers): p.detach().cpu() for name, p in draft.named_parameters()}
+    if draft.draft_ids is not None:
+        vocab = VocabMap(draft.draft_ids.cpu(), draft.config["vocab_size"])
+        tensors.update(d2t=vocab.d2t, t2d=vocab.t2d)
+    return ExportedDraft(dict(draft.config), tensors)
+
+
+@torch.no_grad()
+def from_exported(draft: Eagle3Draft, tensors: Mapping[str, Tensor]) -> None:
+    """Fill the draft. Raises UserErrors naming every missing, unexpected or misshapen tensor."""
+    own = {_outside(name, len(draft.layers)): p for name, p in draft.named_parameters()}
+    given = {
+        name.replace("layers.0.", "midlayer.", 1) if "midlayer.mlp.up_proj.weight" in own else name: tensor
+        for name, tensor in tensors.items()
+    }
+    problems = [f"draft tensor {name} is missing" for name in own if name not in given]
+    for name, tensor in given.items():
+        if name in _VOCAB or name == "embed_tokens.weight":
+            continue
+        if name not in own:
+            problems.append(f"draft tensor {name} is not one of this draft's")
+        elif tensor.shape != own[name].shape:
+            problems.append(f"draft tensor {name} has shape {list(tensor.shape)}, expected {list(own[name].shape)}")
+    if problems:
+        raise UserErrors(problems)
+    for name, parameter in own.items():
+        parameter.copy_(given[name])

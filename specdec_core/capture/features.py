@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -43,7 +44,15 @@ class Features:
 
     def select(self, slots: slice) -> Features:
         """The same features at a range of slots."""
+        return self.map(lambda x: x[:, slots])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Features:
+        """The same features, each tensor changed."""
         return Features(
-            {layer: value[:, slots] for layer, value in self.hidden.items()},
-            *(None if x is None else x[:, slots] for x in (self.last_hidden, self.embeds, self.argmax)),
+            {layer: change(value) for layer, value in self.hidden.items()},
+            *(None if x is None else change(x) for x in (self.last_hidden, self.embeds, self.argmax)),
         )
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that is there."""
+        return [*self.hidden.values(), *(x for x in (self.last_hidden, self.embeds, self.argmax) if x is not None)]

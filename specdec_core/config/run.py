@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -13,17 +14,23 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class Section(BaseModel):
     """A section of the run config: frozen, unknown keys refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PluginSection(BaseModel):
     """A section served by a plugin: `name` chooses it, all other keys are its own.
 
-    The plugin's keys are validated by the plugin's own model when the name is resolved.
+    The plugin's keys are validated by the plugin's own model when the name is resolved. In a config the
+    name alone may stand for the table: `engine = "torch"`.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str = Field(description="Name of the plugin that serves this section.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
     @property
     def options(self) -> dict[str, Any]:
@@ -119,14 +126,25 @@ class EvalSection(Section):
 class RunConfig(Section):
     """One run: what `specdec train CONFIG.toml` reads."""
 
-    target: TargetSection
-    backbone: PluginSection
-    algorithm: PluginSection
+    target: TargetSection = Field(description="The model whose output is to be reproduced: [target] with a path.")
+    backbone: PluginSection = Field(description="How the target is loaded: [backbone] with the name of a plugin.")
+    algorithm: PluginSection = Field(description="How the draft works: [algorithm] with the name of a plugin.")
     draft: DraftSection = DraftSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
-    engine: PluginSection = PluginSection(name="torch")
+    engine: PluginSection = Field(PluginSection(name="torch"), description="What runs the step.")
     cache: PluginSection | None = Field(None, description="Feature cache. None computes features in each step.")
     eval: EvalSection = EvalSection()
-    export: PluginSection = PluginSection(name="hf")
+    export: PluginSection = Field(PluginSection(name="hf"), description="What writes the draft for others to load.")
     loggers: tuple[PluginSection, ...] = Field((), description="Trackers told of every logged step.")
+
+
+# Which kind of plugin serves which section, and which list of sections.
+PLUGIN_SECTIONS: Mapping[str, str] = {
+    "backbone": "backbone",
+    "algorithm": "algorithm",
+    "engine": "engine",
+    "cache": "cache",
+    "export": "exporter",
+}
+PLUGIN_LISTS: Mapping[str, str] = {"eval.prompts": "prompts", "loggers": "logger"}

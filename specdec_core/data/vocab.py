@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from specdec_core.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -61,3 +68,44 @@ class VocabMap:
         rank[torch.tensor(keep, dtype=torch.int64)] = torch.iinfo(torch.int64).max
         chosen = torch.sort(rank, descending=True, stable=True).indices[:size]
         return cls(ids=chosen.sort().values, size=vocab)
+
+    def coverage(self, counts: Tensor) -> float:
+        """Share of the tokens counted in `counts` [V] that the draft vocabulary holds; 1 if none was counted."""
+        total = int(counts.sum())
+        return int(counts[self.ids].sum()) / total if total else 1.0
+
+    def save(self, path: Path) -> None:
+        """Write `d2t` and `t2d` as safetensors."""
+        save_file({"d2t": self.d2t, "t2d": self.t2d}, path)
+
+    @classmethod
+    def load(cls, path: Path) -> VocabMap:
+        """The inverse of `save`. Raises UserError if there is no such file or its two tensors disagree."""
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read as a draft vocabulary: {error}") from error
+        if set(tensors) != {"d2t", "t2d"}:
+            raise UserError(f"{path}: must hold the tensors d2t and t2d, found {', '.join(sorted(tensors)) or 'none'}")
+        vocab = cls(ids=tensors["t2d"].nonzero().squeeze(1), size=tensors["t2d"].numel())
+        if not torch.equal(vocab.d2t, tensors["d2t"]):
+            raise UserError(f"{path}: d2t and t2d name different tokens; build the draft vocabulary anew")
+        return vocab
+
+
+def count_supervised(dataset: Dataset, vocab_size: int) -> Tensor:
+    """[V] int64: how often each of the target's tokens is supervised in `dataset` (`PreparedData.rows.dataset`).
+
+    Raises UserError if a token lies outside the target's vocabulary.
+    """
+    from specdec_core.data.dataset import supervised_ids
+
+    counts = torch.zeros(vocab_size, dtype=torch.int64)
+    for ids in supervised_ids(dataset):
+        if ids.size and ids.max() >= vocab_size:
+            raise UserError(
+                f"the data holds token {ids.max()}, but the target's vocabulary has {vocab_size}; "
+                "the tokenizer is not this target's"
+            )
+        counts += torch.bincount(torch.from_numpy(ids), minlength=vocab_size)
+    return counts

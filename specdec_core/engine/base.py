@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from specdec_core.algorithm.draft import Draft
 from specdec_core.capture.features import Features
 from specdec_core.config.run import TrainSection
 from specdec_core.data.batch import Batch
+from specdec_core.errors import UserError
 from specdec_core.target.base import Target
 
 
@@ -52,6 +53,10 @@ class EngineState:
     values: dict[str, Any] = field(default_factory=dict)
 
 
+class NonFinite(UserError):
+    """The loss or the gradient is not a finite number; no weight was changed by it."""
+
+
 class Engine(ABC):
     """Made with the plugin's validated options."""
 
@@ -72,11 +77,11 @@ class Engine(ABC):
 
     @abstractmethod
     def train_step(self, window: Sequence[tuple[Batch, Features]]) -> StepResult:
-        """Sum the denominators, run every micro-batch, clip, step."""
+        """Sum the denominators, run every micro-batch, clip, step. Raises NonFinite before any weight has changed."""
 
     @abstractmethod
-    def validate(self, batches: Sequence[tuple[Batch, Features]]) -> Mapping[str, Metric]:
-        """The same loss and metrics, without gradients."""
+    def validate(self, batches: Iterable[tuple[Batch, Features]]) -> Mapping[str, Metric]:
+        """The same loss and metrics, without gradients. Holds one batch at a time."""
 
     @abstractmethod
     def draft_state(self) -> dict[str, Tensor]:

@@ -67,13 +67,18 @@ def _blocks(segment: Segment) -> list[tuple[slice, bool]]:
     return blocks
 
 
+def _has_flash(device: torch.device) -> bool:
+    """Whether torch has a flash kernel here whose backward takes a merged output and log-sum-exp."""
+    return device.type == "cpu"
+
+
 def _heads_first(x: Tensor) -> Tensor:
     return x.transpose(0, 1).unsqueeze(0)
 
 
 def _block_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """[1, heads, n, d] -> output and log-sum-exp [1, heads, n]."""
-    if q.device.type == "cpu":
+    if _has_flash(q.device):
         output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
         return output, lse
     probs, lse = _scores(q, k, causal, scale)
@@ -84,7 +89,7 @@ def _block_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) 
 def _block_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, lse: Tensor, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if q.device.type == "cpu":
+    if _has_flash(q.device):
         gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, output, lse, 0.0, causal, scale=scale
         )

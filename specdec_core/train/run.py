@@ -17,3 +17,7 @@ class RunInfo:
     config: RunConfig
     start_step: int
     total_steps: int
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was asked to stop, and its checkpoint is saved."""

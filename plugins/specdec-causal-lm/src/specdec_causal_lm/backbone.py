@@ -1,0 +1,112 @@
+"""The `causal-lm` backbone: facts, tokenizer and weights of any decoder-only text model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from specdec_causal_lm.facts import read_facts
+from specdec_causal_lm.location import Location, first_line, locate, unreachable
+from specdec_causal_lm.target import CausalLMTarget
+from specdec_core.config.run import TargetSection
+from specdec_core.errors import UserError
+from specdec_core.target.base import Backbone, TargetFacts
+
+
+class CausalLMBackbone(Backbone):
+    """Made with a `CausalLMConfig`."""
+
+    def facts(self, target: TargetSection) -> TargetFacts:
+        """What the target's config says, without loading weights. Raises UserError if there is no such target."""
+        where = locate(target, self.options)
+        return read_facts(target, self._config(target, where), self._generation(where), self.tokenizer(target))
+
+    def tokenizer(self, target: TargetSection) -> Any:
+        """The target's tokenizer with its chat template."""
+        if self.options.tokenizer is not None:
+            name, revision = self.options.tokenizer, None
+        else:
+            where = locate(target, self.options)
+            name, revision = where.name, where.revision
+        try:
+            return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=target.trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{name}: no tokenizer can be loaded from there; set backbone.tokenizer; {first_line(error)}"
+            ) from error
+
+    def load(self, target: TargetSection, device: str) -> CausalLMTarget:
+        """The target with its weights, frozen, in evaluation mode."""
+        where = locate(target, self.options)
+        config = self._config(target, where)
+        tokenizer = self.tokenizer(target)
+        facts = read_facts(target, config, self._generation(where), tokenizer)
+        with _explained(target, where):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                where.name,
+                revision=where.revision,
+                config=config,
+                dtype=getattr(torch, target.dtype),
+                attn_implementation=_attention(target, config),
+                trust_remote_code=target.trust_remote_code,
+                output_loading_info=True,
+            )
+        if missing := sorted(info["missing_keys"]):
+            shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            raise UserError(f"target.path = {target.path!r}: the weights lack {shown}")
+        loaded = CausalLMTarget(model, tokenizer, facts, device)
+        loaded.check()
+        return loaded
+
+    def _config(self, target: TargetSection, where: Location) -> Any:
+        with _explained(target, where):
+            config = AutoConfig.from_pretrained(
+                where.name, revision=where.revision, trust_remote_code=target.trust_remote_code
+            )
+        text = config.get_text_config(decoder=True)
+        known = {"full_attention", "sliding_attention"}
+        if strange := sorted(set(getattr(text, "layer_types", None) or ()) - known):
+            raise UserError(
+                f"target.path = {target.path!r}: layers of type {strange[0]} keep a state that cannot be rolled back; "
+                "backbone causal-lm serves attention layers only"
+            )
+        return config
+
+    def _generation(self, where: Location) -> Any:
+        try:
+            return transformers.GenerationConfig.from_pretrained(where.name, revision=where.revision)
+        except (OSError, ValueError):
+            return None
+
+
+def _attention(target: TargetSection, config: Any) -> str:
+    """`target.attention`, or eager where SDPA cannot do what the model does: cap the attention's logits."""
+    capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
+    return "eager" if target.attention == "sdpa" and capped else target.attention
+
+
+@contextmanager
+def _explained(target: TargetSection, where: Location) -> Iterator[None]:
+    """Turn what transformers raises for bad input into one sentence."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(
+            f"target.path = {target.path!r}: a weight file is damaged or cut off ({first_line(error)}); "
+            "download it again"
+        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"target.path = {target.path!r} runs Python code of its own; "
+                "read it, then set target.trust_remote_code = true"
+            ) from error
+        if not where.is_local and isinstance(error, OSError):
+            raise unreachable(target, error) from error
+        raise UserError(f"target.path = {target.path!r}: cannot be loaded: {first_line(error)}") from error

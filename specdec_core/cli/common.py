@@ -1,0 +1,40 @@
+"""What several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from specdec_core.registry.registry import Registry
+    from specdec_core.registry.resolve import ResolvedRun
+
+ConfigArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG.toml",
+        show_default=False,
+        help="The run config. Paths in it are relative to the working directory.",
+    ),
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SECTION.KEY=VALUE",
+        show_default=False,
+        help="Replace keys of the config, such as train.lr=3e-4 or 'data.train=[\"a.jsonl\"]'. "
+        "Values are TOML; a bare word is a string.",
+    ),
+]
+
+
+def load_run(config: Path, overrides: Sequence[str] | None = None) -> tuple[ResolvedRun, Registry]:
+    """Read a config, set the overrides, find and check the plugins. Raises UserErrors naming every problem."""
+    from specdec_core.registry.registry import Registry
+    from specdec_core.registry.resolve import resolve_file
+
+    registry = Registry.discover()
+    return resolve_file(config, list(overrides or ()), registry), registry

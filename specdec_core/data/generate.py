@@ -1,0 +1,148 @@
+"""On-policy conversations: a model answers prompts, and its own answers become training text.
+
+A prompt record is `{"id": ..., "conversations": [user, ...]}`, with system messages first if there are
+any. The answer to each user message is generated with all that came before in its context; assistant
+messages that a record brings along are replaced. A conversation ends early at an answer that was cut
+at the length limit (then the record says `"truncated": true`: the model did not emit the end of that
+turn) and before an answer that runs in a loop; it is dropped when no answer is left.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from specdec_core.errors import UserError
+
+Generate = Callable[[list[list[int]], int], list[list[int]]]
+"""From prompts' token ids and a limit to the new tokens of each, the stop token included."""
+
+_Item = TypeVar("_Item")
+
+BATCHES_PER_CHUNK = 4
+NGRAM = 8
+NGRAM_REPEATS = 3
+LINE_REPEATS = 2
+LINE_LENGTH = 20
+
+
+def generate_conversations(
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    tokenizer: Any,
+    generate: Generate,
+    max_new_tokens: int,
+    batch_size: int,
+    drop_loops: bool = True,
+    on_progress: Callable[[int], None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield the answered conversations in the order of their prompts.
+
+    Prompts of like length are answered together, but sorted only within a chunk of a few batches,
+    so that what has been yielded is always a fair sample. After each chunk `on_progress` is told
+    how many prompts have been handled; those not yielded by then were dropped.
+    """
+    handled = 0
+    for chunk in _batches(prompts, BATCHES_PER_CHUNK * batch_size):
+        dialogues = [_Dialogue(prompt) for prompt in chunk]
+        waiting = [dialogue for dialogue in dialogues if dialogue.questions]
+        while waiting:
+            for dialogue in waiting:
+                dialogue.ask(tokenizer)
+            waiting.sort(key=lambda dialogue: len(dialogue.prompt_ids))
+            for batch in _batches(waiting, batch_size):
+                answers = generate([dialogue.prompt_ids for dialogue in batch], max_new_tokens)
+                for dialogue, answer in zip(batch, answers, strict=True):
+                    dialogue.answer(answer, tokenizer, max_new_tokens, drop_loops)
+            waiting = [dialogue for dialogue in waiting if dialogue.questions]
+        yield from (dialogue.record() for dialogue in dialogues if dialogue.answered)
+        handled += len(chunk)
+        if on_progress:
+            on_progress(handled)
+
+
+def _batches(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def is_loop(tokens: Sequence[int], text: str) -> bool:
+    """Tell whether an answer repeats itself: one run of tokens or one long line, over and over."""
+    ngrams = Counter(zip(*(tokens[start:] for start in range(NGRAM)), strict=False))
+    lines = Counter(line.strip() for line in text.splitlines())
+    return any(count > NGRAM_REPEATS for count in ngrams.values()) or any(
+        count > LINE_REPEATS for line, count in lines.items() if len(line) >= LINE_LENGTH
+    )
+
+
+def remaining_prompts(prompts: Sequence[Mapping[str, Any]], output: Path) -> Sequence[Mapping[str, Any]]:
+    """Return the prompts still to be answered, given what an interrupted run has written.
+
+    A half-written last line is cut off the file. Conversations stand in the order of their prompts,
+    so everything up to the last one written has been handled, the dropped ones too.
+    """
+    last = _last_record(output)
+    if last is None:
+        return prompts
+    ids = [prompt["id"] for prompt in prompts]
+    if last["id"] not in ids:
+        raise UserError(
+            f"{output}: its last conversation, {last['id']!r}, is not among the prompts; "
+            "give the prompts that it was made from, or another output file"
+        )
+    return prompts[ids.index(last["id"]) + 1 :]
+
+
+def _last_record(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    with path.open("r+b") as file:
+        content = file.read()
+        complete = content[: content.rfind(b"\n") + 1]
+        file.truncate(len(complete))
+    lines = complete.splitlines()
+    return json.loads(lines[-1]) if lines else None
+
+
+class _Dialogue:
+    """A conversation in the making."""
+
+    def __init__(self, prompt: Mapping[str, Any]) -> None:
+        self.prompt = prompt
+        given = prompt["conversations"]
+        self.messages = [dict(message) for message in given if message["role"] == "system"]
+        self.questions = [dict(message) for message in given if message["role"] == "user"]
+        self.prompt_ids: list[int] = []
+        self.answered = False
+        self.truncated = False
+
+    def ask(self, tokenizer: Any) -> None:
+        """Render everything up to the next answer."""
+        text = tokenizer.apply_chat_template(
+            [*self.messages, self.questions[0]], add_generation_prompt=True, tokenize=False
+        )
+        self.prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def answer(self, tokens: list[int], tokenizer: Any, max_new_tokens: int, drop_loops: bool) -> None:
+        """Take the answer to the question just asked, or end the conversation before it."""
+        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        if not text.strip() or (drop_loops and is_loop(tokens, text)):
+            self.questions = []
+            return
+        self.answered = True
+        question = self.questions.pop(0)
+        self.truncated = len(tokens) >= max_new_tokens
+        if self.truncated:
+            self.questions = []
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        self.messages += [question, {"role": "assistant", "content": text}]
+
+    def record(self) -> dict[str, Any]:
+        """Return the prompt's record with the answers in it."""
+        record = {**self.prompt, "conversations": self.messages}
+        if self.truncated:
+            record["truncated"] = True
+        return record

@@ -1,0 +1,194 @@
+"""Decode prompts with the target alone and with drafters, in one run, and compare."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from specdec_core.algorithm.proposal import Drafter, Sampling
+from specdec_core.capture.features import CapturePlan
+from specdec_core.decode.loop import Emission, decode
+from specdec_core.errors import UserError
+from specdec_core.evaluate.compare import Comparison, compare, logit_gap
+from specdec_core.evaluate.prompts import Prompt
+from specdec_core.evaluate.tally import Tally
+from specdec_core.target.base import Target
+
+WARM_UP_TOKENS = 8
+
+
+class EvaluationError(UserError):
+    """An output is not the target's own."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of decoding. `drafter` makes one for a sequence; None is the target alone."""
+
+    name: str
+    num_draft_tokens: int = 0
+    drafter: Callable[[], Drafter] | None = None
+    plan: CapturePlan | None = None
+
+
+ALONE = Method("target alone")
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt and the token ids that the target reads."""
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One prompt decoded by one method; `comparison` is None for the target alone and for sampled text."""
+
+    method: Method
+    prompt: Prompt
+    tokens: tuple[int, ...]
+    tally: Tally
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a figure must be quoted with. `prompts` counts them by category."""
+
+    target: str
+    prompts: Mapping[str, int]
+    max_new_tokens: int
+    temperature: float
+    seed: int
+    dtype: str
+    device: str
+    threads: int
+    torch: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every prompt decoded by every method."""
+
+    conditions: Conditions
+    methods: tuple[Method, ...]
+    results: tuple[Result, ...]
+
+    def of(self, method: Method, category: str | None = None) -> list[Result]:
+        """The results of a method, on one category of prompts or on all."""
+        return [r for r in self.results if r.method is method and category in (None, r.prompt.category)]
+
+    def tally(self, method: Method, category: str | None = None) -> Tally:
+        """The same, added up."""
+        return Tally.total(result.tally for result in self.of(method, category))
+
+    def speedup(self, method: Method, category: str | None = None) -> float:
+        """Tokens per second of the decode phase, over those of the target alone on the same prompts."""
+        alone = self.tally(ALONE, category).tokens_per_second
+        return self.tally(method, category).tokens_per_second / alone if alone else 0.0
+
+    def best(self, name: str) -> Method:
+        """Of the methods of a name, one for each k, the fastest."""
+        return max((method for method in self.methods if method.name == name), key=self.speedup)
+
+    def check(self) -> None:
+        """Raise EvaluationError if a greedy output differs from the target's own by more than a tie.
+
+        Only float32 can tell: types of less precision round differently for each number of tokens in a forward, by
+        more than a tie allows.
+        """
+        compared = [r for r in self.results if r.comparison]
+        wrong = [(r, r.comparison) for r in compared if r.comparison and r.comparison.verdict == "different"]
+        if not wrong or self.conditions.dtype != "float32":
+            return
+        result, comparison = wrong[0]
+        apart = "" if comparison.gap is None else f", where the tokens' logits lie {comparison.gap:.2g} apart"
+        raise EvaluationError(
+            f"{len(wrong)} of {len(compared)} greedy outputs differ from the target's own; the first: "
+            f"{result.method.name}, k = {result.method.num_draft_tokens}, prompt {result.prompt.id}, "
+            f"token {comparison.position}{apart}; decoding was not lossless, so none of these figures counts"
+        )
+
+
+def evaluate(
+    target: Target,
+    prompts: Sequence[EncodedPrompt],
+    methods: Sequence[Method],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Decode every prompt with the target alone and with every method.
+
+    The methods take turns on each prompt, in reverse order on every other one, so that a machine that slows down or
+    speeds up meanwhile favours none; a short decoding by each, not measured, comes before. `on_progress` is told how
+    many decodings of how many are done. Raises UserError if there are no prompts, or if one fills the context.
+    """
+    _check(target, prompts)
+    methods = (ALONE, *methods)
+
+    def run(method: Method, ids: Sequence[int], limit: int, seed: int) -> list[Emission]:
+        emissions = decode(
+            target,
+            method.drafter() if method.drafter else None,
+            ids,
+            plan=method.plan,
+            num_draft_tokens=method.num_draft_tokens,
+            max_new_tokens=limit,
+            stop_token_ids=target.facts.stop_token_ids,
+            sampling=Sampling(temperature, torch.Generator(target.device).manual_seed(seed)),
+        )
+        return list(emissions)
+
+    for method in methods:
+        run(method, prompts[0].ids, min(WARM_UP_TOKENS, max_new_tokens), seed)
+    results: list[Result] = []
+    for index, encoded in enumerate(prompts):
+        emitted: dict[int, list[Emission]] = {}
+        turns = range(len(methods))
+        for turn in turns if index % 2 == 0 else reversed(turns):
+            emitted[turn] = run(methods[turn], encoded.ids, max_new_tokens, seed + index)
+            on_progress(index * len(methods) + len(emitted), len(prompts) * len(methods))
+        texts = {turn: tuple(token for e in emitted[turn] for token in e.tokens) for turn in turns}
+        for turn in turns:
+            comparison = None
+            if turn and temperature == 0:
+                comparison = _compare(target, encoded.ids, texts[0], texts[turn])
+            results.append(Result(methods[turn], encoded.prompt, texts[turn], Tally.of(emitted[turn]), comparison))
+
+    conditions = Conditions(
+        target=target.facts.name_or_path,
+        prompts=dict(Counter(encoded.prompt.category for encoded in prompts)),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        dtype=target.facts.dtype,
+        device=target.device,
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+    return Evaluation(conditions, methods, tuple(results))
+
+
+def _check(target: Target, prompts: Sequence[EncodedPrompt]) -> None:
+    """Better now than after an hour."""
+    context = target.facts.max_position_embeddings
+    if not prompts:
+        raise UserError("there are no prompts to evaluate on: name some in eval.prompts or with --prompts")
+    for encoded in prompts:
+        if len(encoded.ids) >= context:
+            raise UserError(
+                f"prompt {encoded.prompt.id} has {len(encoded.ids)} tokens and the target's context holds {context}; "
+                "leave it out"
+            )
+
+
+def _compare(target: Target, prompt: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]) -> Comparison:
+    return compare(own, other, lambda position, a, b: logit_gap(target, prompt + own[:position], a, b))

@@ -1,0 +1,187 @@
+"""An evaluation as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from specdec_core.evaluate.compare import TIE
+from specdec_core.evaluate.evaluator import ALONE, Evaluation, Method
+from specdec_core.evaluate.overlap import Overlap
+from specdec_core.evaluate.run import DRAFT, LOOKUP, Measured
+
+
+def render(measured: Measured) -> RenderableType:
+    """The report for a terminal: methods, prompt sets, verdict, conditions."""
+    evaluation, overlaps = measured.evaluation, measured.overlaps
+    parts: list[RenderableType] = [_methods_table(evaluation), ""]
+    if len(evaluation.conditions.prompts) > 1:
+        parts += [_categories_table(evaluation), ""]
+    parts += [Text(headline(evaluation), style="bold"), Text(outputs_line(evaluation))]
+    parts += [Text(overlap_line(overlaps))] if overlaps else []
+    parts += ["", Text(conditions_line(evaluation), style="dim")]
+    return Group(*parts)
+
+
+def headline(evaluation: Evaluation) -> str:
+    """The result in a sentence."""
+    best = evaluation.best(DRAFT)
+    speedup = evaluation.speedup(best)
+    verb = f"{speedup:.2f}× as fast as" if speedup >= 1 else f"slower than ({speedup:.2f}×)"
+    draft, alone = evaluation.tally(best), evaluation.tally(ALONE)
+    text = (
+        f"With the draft (k = {best.num_draft_tokens}) decoding is {verb} the target alone: "
+        f"{alone.tokens_per_second:.1f} → {draft.tokens_per_second:.1f} tokens/s, τ {draft.tau:.2f}"
+    )
+    if any(method.name == LOOKUP for method in evaluation.methods):
+        lookup = evaluation.best(LOOKUP)
+        text += f"; n-gram lookup: {evaluation.speedup(lookup):.2f}×, τ {evaluation.tally(lookup).tau:.2f}"
+    ks = sorted({method.num_draft_tokens for method in evaluation.methods if method.name == DRAFT})
+    if len(ks) > 1:
+        text += f". Fastest k of {', '.join(map(str, ks))}: {best.num_draft_tokens}"
+    return text + "."
+
+
+def outputs_line(evaluation: Evaluation) -> str:
+    """Whether what was written is the target's own."""
+    verdicts = Counter(r.comparison.verdict for r in evaluation.results if r.comparison)
+    total = verdicts.total()
+    if not total:
+        return "Outputs were sampled and so not compared token by token."
+    if verdicts["identical"] == total:
+        return f"Outputs: all {total} are identical to the target's own."
+    text = f"Outputs: {verdicts['identical']} of {total} are identical to the target's own"
+    if verdicts["tie"]:
+        text += f", {verdicts['tie']} up to a tie (logits less than {TIE:g} apart)"
+    if verdicts["different"]:
+        text += f", {verdicts['different']} DIFFER"
+        if evaluation.conditions.dtype != "float32":
+            text += f" ({evaluation.conditions.dtype} rounds; only float32 shows whether decoding is lossless)"
+    return text + "."
+
+
+def overlap_line(overlaps: Mapping[str, Overlap]) -> str:
+    """How much of prompts and outputs the draft has seen in training."""
+    shares = ", ".join(f"{name} {f'{o.share:.1%}' if o.total else 'too short to tell'}" for name, o in overlaps.items())
+    n = next(iter(overlaps.values())).n
+    return f"{n}-word sequences that stand in the training text too: {shares}."
+
+
+def conditions_line(evaluation: Evaluation) -> str:
+    """Under which conditions the figures were taken."""
+    c = evaluation.conditions
+    prompts = ", ".join(f"{name} {count}" for name, count in c.prompts.items())
+    return (
+        f"{c.target}; chain, T = {c.temperature:g}, at most {c.max_new_tokens} new tokens; {sum(c.prompts.values())} "
+        f"prompts ({prompts}); {c.dtype}, {c.device}, {c.threads} threads, torch {c.torch}. τ and speed are of the "
+        "decode phase: reading the prompt and the first token are left out; with them the draft's speed-up is "
+        f"{_with_prefill(evaluation, evaluation.best(DRAFT)):.2f}×."
+    )
+
+
+def as_json(measured: Measured) -> dict[str, Any]:
+    """Everything: conditions, figures by method and category, and each prompt's own."""
+    evaluation, overlaps = measured.evaluation, measured.overlaps
+    return {
+        "conditions": {"drafting": "chain", **asdict(evaluation.conditions)},
+        "best_num_draft_tokens": evaluation.best(DRAFT).num_draft_tokens,
+        "methods": [
+            {
+                **_identity(method),
+                **_figures(evaluation, method),
+                "outputs": dict(Counter(r.comparison.verdict for r in evaluation.of(method) if r.comparison)),
+                "categories": {name: _figures(evaluation, method, name) for name in evaluation.conditions.prompts},
+            }
+            for method in evaluation.methods
+        ],
+        "overlap": {name: {**asdict(o), "share": o.share} for name, o in overlaps.items()},
+        "results": [
+            {
+                **_identity(result.method),
+                "prompt": result.prompt.id,
+                "category": result.prompt.category,
+                "tokens": list(result.tokens),
+                "tally": asdict(result.tally),
+                "comparison": asdict(result.comparison) if result.comparison else None,
+            }
+            for result in evaluation.results
+        ],
+    }
+
+
+def _identity(method: Method) -> dict[str, Any]:
+    return {"method": method.name, "num_draft_tokens": method.num_draft_tokens}
+
+
+def _figures(evaluation: Evaluation, method: Method, category: str | None = None) -> dict[str, Any]:
+    tally = evaluation.tally(method, category)
+    return {
+        "tau": tally.tau,
+        "acceptance": list(tally.acceptance),
+        "tokens_per_second": tally.tokens_per_second,
+        "speedup": evaluation.speedup(method, category),
+        "tokens_per_second_with_prefill": tally.tokens_per_second_with_prefill,
+        "speedup_with_prefill": _with_prefill(evaluation, method, category),
+        "tally": asdict(tally),
+    }
+
+
+def _with_prefill(evaluation: Evaluation, method: Method, category: str | None = None) -> float:
+    alone = evaluation.tally(ALONE, category).tokens_per_second_with_prefill
+    return evaluation.tally(method, category).tokens_per_second_with_prefill / alone if alone else 0.0
+
+
+def _methods_table(evaluation: Evaluation) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for title in ("k", "τ", "tokens/s", "speed-up"):
+        table.add_column(title, justify="right")
+    table.add_column("accepted, by position")
+    table.add_column("outputs")
+    fastest = {evaluation.best(name) for name in {method.name for method in evaluation.methods}} - {ALONE}
+    for method in evaluation.methods:
+        tally = evaluation.tally(method)
+        table.add_row(
+            method.name,
+            str(method.num_draft_tokens or ""),
+            f"{tally.tau:.2f}",
+            f"{tally.tokens_per_second:.1f}",
+            f"{evaluation.speedup(method):.2f}×",
+            " ".join(f"{share:.0%}" for share in tally.acceptance),
+            _outputs(evaluation, method),
+            style="bold" if method in fastest else "",
+        )
+    return table
+
+
+def _categories_table(evaluation: Evaluation) -> Table:
+    """The fastest k of each drafter, by prompt set."""
+    names = list(dict.fromkeys(method.name for method in evaluation.methods[1:]))
+    best = [evaluation.best(name) for name in names]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("prompts")
+    for method in best:
+        table.add_column(f"{method.name} (k = {method.num_draft_tokens}): τ", justify="right")
+        table.add_column("speed-up", justify="right")
+    for category, count in evaluation.conditions.prompts.items():
+        cells = []
+        for method in best:
+            cells += [f"{evaluation.tally(method, category).tau:.2f}", f"{evaluation.speedup(method, category):.2f}×"]
+        table.add_row(f"{category} ({count})", *cells)
+    return table
+
+
+def _outputs(evaluation: Evaluation, method: Method) -> str:
+    verdicts = Counter(r.comparison.verdict for r in evaluation.of(method) if r.comparison)
+    words = (
+        (verdicts["identical"], "identical"),
+        (verdicts["tie"], "tied"),
+        (verdicts["different"], "DIFFERENT"),
+    )
+    return ", ".join(f"{count} {word}" for count, word in words if count)

@@ -1,0 +1,33 @@
+"""A checkpoint to an exported draft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from specdec_core.checkpoint import store
+from specdec_core.checkpoint.open import open_run
+from specdec_core.errors import UserError
+from specdec_core.export.base import Exporter, Provenance
+from specdec_core.registry.registry import Registry
+
+
+def export_run(run: Path, out: Path, registry: Registry, *, exporter: str | None = None, best: bool = False) -> int:
+    """Export a run's newest or best checkpoint, or the checkpoint that `run` is. Returns the step of its weights.
+
+    `exporter` replaces the run's own, with default options. Raises UserError if there is no such checkpoint or
+    exporter, and for what the exporter refuses.
+    """
+    if best:
+        found = store.best(run)
+        if found is None:
+            raise UserError(f"{run} has no best checkpoint; export its newest one, without --best")
+        run = found
+    overrides = [f"export={{name='{exporter}'}}"] if exporter else []
+    opened = open_run(run, registry, overrides=overrides, dtype=torch.float32)
+    writer: Exporter = opened.resolved.export.load()
+    exported = opened.algorithm.export(opened.draft, opened.target.facts)
+    lock = opened.resolved.lock.model_dump(mode="json")
+    writer.write(exported, out, Provenance(opened.resolved.table, lock, opened.step))
+    return opened.step

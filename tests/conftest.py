@@ -4,53 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import toy_plugin
+from tiny_models import save_model, save_tokenizer, sentences
 
 from specdec_core.config.run import TargetSection
 from specdec_core.target.base import Target
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-TEXT = (
-    "the a of to and in is it for on with as at by from red blue green seven eight nine apple river mountain "
-    "code prints counts adds returns loop list number word answer question because therefore small large quick"
-)
-
-
-def sentences(count: int, seed: int) -> list[str]:
-    """Nonsense made of a few words, digits included."""
-    rng = random.Random(seed)
-    return [
-        " ".join(rng.choice([*TEXT.split(), str(rng.randrange(100))]) for _ in range(rng.randint(4, 12))).capitalize()
-        + "."
-        for _ in range(count)
-    ]
-
-
-def build_tokenizer(directory: Path, vocab_size: int = 512) -> None:
-    """Train a byte-level BPE tokenizer with a ChatML template and save it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(sentences(400, seed=0) + ["user assistant system\n"] * 20, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(directory)
+if TYPE_CHECKING:
+    from specdec_causal_lm.target import CausalLMTarget
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,26 +29,9 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def tiny_target_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 8 layers (H 64, 4 heads, 2 key-value heads, V 512) in float32, with its tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     directory = tmp_path_factory.mktemp("tiny-target")
-    build_tokenizer(directory)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        initializer_range=0.1,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(directory)
+    save_tokenizer(directory)
+    save_model("llama", directory)
     return directory
 
 
@@ -92,6 +42,54 @@ def tiny_target(tiny_target_dir: Path) -> Target:
     from specdec_causal_lm.config import CausalLMConfig
 
     return CausalLMBackbone(CausalLMConfig()).load(TargetSection(path=str(tiny_target_dir)), "cpu")
+
+
+@pytest.fixture(scope="session")
+def family_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """family -> a directory with a tiny random model of it (see `tiny_models`)."""
+    made: dict[str, Path] = {}
+
+    def directory(family: str) -> Path:
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            save_tokenizer(made[family])
+            save_model(family, made[family])
+        return made[family]
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def load(family_dir: Callable[[str], Path]) -> Callable[..., CausalLMTarget]:
+    """(family, attention) -> a tiny target of that family, loaded through the causal-lm backbone."""
+    from specdec_causal_lm.backbone import CausalLMBackbone
+    from specdec_causal_lm.config import CausalLMConfig
+
+    loaded: dict[tuple[str, str], CausalLMTarget] = {}
+
+    def target(family: str, attention: str = "sdpa") -> CausalLMTarget:
+        if (family, attention) not in loaded:
+            section = TargetSection(path=str(family_dir(family)), attention=attention)
+            loaded[family, attention] = CausalLMBackbone(CausalLMConfig()).load(section, "cpu")
+        return loaded[family, attention]
+
+    return target
+
+
+@pytest.fixture(scope="session")
+def plain(family_dir: Callable[[str], Path]) -> Callable[[str], Any]:
+    """family -> transformers' own model of the same weights, with eager attention."""
+    from transformers import AutoModelForCausalLM
+
+    models: dict[str, Any] = {}
+
+    def model(family: str) -> Any:
+        if family not in models:
+            loaded = AutoModelForCausalLM.from_pretrained(family_dir(family), attn_implementation="eager")
+            models[family] = loaded.eval().requires_grad_(False)
+        return models[family]
+
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -106,3 +104,15 @@ def conversations_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
             file.write(json.dumps({"id": f"c{index}", "conversations": turns}) + "\n")
     return path
+
+
+@pytest.fixture(scope="session")
+def toy_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which the toy distribution is installed."""
+    return toy_plugin.install(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def toy(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy distribution is installed in this process."""
+    monkeypatch.syspath_prepend(toy_path)

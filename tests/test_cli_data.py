@@ -124,7 +124,7 @@ def test_generate_answers_prompts_and_goes_on_where_it_stopped(
         ({"--out": "out.jsonl.gz"}, r"write a \.jsonl file and compress it afterwards"),
         ({"--dtype": "int8"}, "--dtype is int8; it may be float32, bfloat16 or float16"),
         ({"--backbone": "causal_lm"}, "causal-lm"),
-        ({"--target": "absent/dir"}, "absent/dir"),
+        ({"--target": "./absent"}, "absent"),
         ({"--out": "absent/out.jsonl"}, r"absent/out\.jsonl: cannot be written: No such file or directory"),
     ],
 )

@@ -130,6 +130,7 @@ def test_only_the_first_conversations_that_fit_are_taken(
         prepared = prepare(file, max_tokens=budget)
         assert (prepared.report.conversations, prepared.report.left_out) == (taken, 4 - taken)
         assert prepared.report.tokens == sum(sizes[:taken])
+    assert prepare(file, max_tokens=sizes[0], split="validation").report.conversations == 4
     with pytest.raises(UserError, match=rf"max_tokens is 3, but the first conversation of data\.train .* {sizes[0]}"):
         prepare(file, max_tokens=3)
 

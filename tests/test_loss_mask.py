@@ -219,14 +219,14 @@ def conversations(draw: st.DrawFn, style: Style, pieces: Sequence[str]) -> Conve
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_mask_equals_oracle(style: Style, data: st.DataObject) -> None:
     check(style, data.draw(conversations(style, PIECES)))
 
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_mask_equals_oracle_when_texts_hold_the_templates_own_markers(style: Style, data: st.DataObject) -> None:
     check(style, data.draw(conversations(style, [*PIECES[:12], *MARKERS])))
 

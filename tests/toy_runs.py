@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-import toy_plugin
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,18 +22,6 @@ from specdec_core.train.trainer import run_training
 
 # What differs between two runs of one config.
 CLOCK = ("tokens_per_second", "capture_seconds", "step_seconds")
-
-
-@pytest.fixture(scope="session")
-def toy_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which the toy distribution is installed."""
-    return toy_plugin.install(tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture
-def toy(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The toy distribution is installed in this process."""
-    monkeypatch.syspath_prepend(toy_path)
 
 
 def toy_config(target: Path, data: Path, output: Path, /, **sections: Any) -> dict[str, Any]:

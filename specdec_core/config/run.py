@@ -68,7 +68,7 @@ class DataSection(Section):
     validation: tuple[Path, ...] = Field((), description="JSONL files for a held-out loss. May be empty.")
     max_length: Annotated[int, Field(ge=8)] = Field(2048, description="Tokens per packed row.")
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Use only the first conversations that fit into this many tokens. None uses all."
+        None, description="Train on only the first conversations that fit into this many tokens. None: on all."
     )
     packing: bool = Field(True, description="Pack several conversations into a row, with document ids.")
     on_error: Literal["error", "skip"] = Field(

@@ -1,8 +1,9 @@
 """Sequences to rows of at most `max_length` tokens, several sequences to a row.
 
 Best fit, longest first: each sequence goes to the fullest row that still has room for it. Over thousands of sequences
-this leaves 0.2% to 2% of the slots empty, where taking them as they come leaves 0.5% to 4%. Which sequences share a row follows from their lengths alone, ties and the order
-within a row from their order in the files; the order of the rows is left to the loader, which shuffles it.
+this leaves 0.2% to 2% of the slots empty, where taking them as they come leaves 0.5% to 4%. Which sequences share a row
+follows from their lengths alone, ties and the order within a row from their order in the files; the order of the rows
+is left to the loader, which shuffles it.
 """
 
 from __future__ import annotations

@@ -46,10 +46,11 @@ def prepare_dataset(
     *,
     split: str = "train",
 ) -> PreparedData:
-    """Read, check, render, tokenise and pack `files`; `split` is the key of [data] that names them, for messages.
+    """Read, check, render, tokenise and pack `files`; `split` is the key of [data] that names them.
 
-    Tokenised data is cached. Raises UserErrors with the first bad lines unless `data.on_error` is "skip", and UserError
-    if a file cannot be read, the tokenizer or template cannot be used, or nothing is left to learn from.
+    `data.max_tokens` is a budget of training and cuts the split "train" only. Tokenised data is cached. Raises
+    UserErrors with the first bad lines unless `data.on_error` is "skip", and UserError if a file cannot be read, the
+    tokenizer or template cannot be used, or nothing is left to learn from.
     """
     if not files:
         raise UserError(f"data.{split} names no file; give at least one JSONL file of conversations")
@@ -63,14 +64,15 @@ def prepare_dataset(
         cache_dir=section.cache_dir,
     )
     skipped = Counter(problem.reason for problem in problems(table, files))
-    taken, left_out = _first_tokens(without_problems(table), section.max_tokens, split)
+    max_tokens = section.max_tokens if split == "train" else None
+    taken, left_out = _first_tokens(without_problems(table), max_tokens)
     sizes = lengths(taken)
     used = taken.select(np.flatnonzero(sizes))
     sizes = sizes[sizes > 0]
     if not len(used):
         raise UserError(_nothing_left(split, files, skipped, len(taken)))
     documents = pack(sizes.tolist(), section.max_length) if section.packing else [(i,) for i in range(len(used))]
-    identity = f"{fingerprint}/{section.max_tokens}/{section.packing}"
+    identity = f"{fingerprint}/{max_tokens}/{section.packing}"
     rows = Rows(used, documents, hashlib.sha256(identity.encode()).hexdigest()[:32])
     supervised = stops = 0
     for ids in supervised_ids(used):
@@ -92,7 +94,7 @@ def prepare_dataset(
     return PreparedData(rows, report, tuple(files))
 
 
-def _first_tokens(table: Dataset, max_tokens: int | None, split: str) -> tuple[Dataset, int]:
+def _first_tokens(table: Dataset, max_tokens: int | None) -> tuple[Dataset, int]:
     """The sequences of the first conversations that fit into `max_tokens`, and how many conversations do not."""
     if max_tokens is None or not len(table):
         return table, 0
@@ -101,7 +103,7 @@ def _first_tokens(table: Dataset, max_tokens: int | None, split: str) -> tuple[D
     fitting = int((np.cumsum(totals) <= max_tokens).sum())
     if not fitting:
         raise UserError(
-            f"data.max_tokens is {max_tokens}, but the first conversation of data.{split} alone has {int(totals[0])}"
+            f"data.max_tokens is {max_tokens}, but the first conversation of data.train alone has {int(totals[0])}"
         )
     return table.select(np.flatnonzero(conversation < fitting)), len(totals) - fitting
 

@@ -54,7 +54,7 @@ def segmented_attention(
 
     Returns [M, heads, d]. Equal to softmax attention over all of a query's keys at once.
     """
-    result: Tensor = _SegmentedAttention.apply(query, key, value, own_keys, own_values, tuple(segments), scale)
+    result: Tensor = _SegmentedAttention.apply(query, key, value, own_keys, own_values, tuple(segments), scale)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -60,7 +60,7 @@ def distill(
 
     Returns the scalar loss and the rows' statistics. The gradient reaches `hidden` and `head`.
     """
-    loss, *stats = _Distill.apply(hidden, head, rows, teacher, draft_ids)
+    loss, *stats = _Distill.apply(hidden, head, rows, teacher, draft_ids)  # type: ignore[no-untyped-call]
     return loss, DistillStats(*stats)
 
 

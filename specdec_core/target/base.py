@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from specdec_core.capture.features import CapturePlan, Features
@@ -102,7 +103,7 @@ class Target(ABC):
     def teacher_chunks(self, hidden: Tensor, rows: Tensor | None, chunk_size: int) -> Iterator[Teacher]:
         """`teacher` for consecutive parts of `hidden`, one part at a time: what a step that holds no [N, D]
         reads. A target whose head is sharded gathers it once for all parts."""
-        for part in hidden.split(chunk_size):
+        for part in torch.split(hidden, chunk_size):
             yield self.teacher(part, rows)
 
     @abstractmethod

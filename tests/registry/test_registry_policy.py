@@ -112,6 +112,13 @@ def test_the_lock_of_a_run_is_a_policy(risky: Any) -> None:
         Registry.discover()
 
 
+def test_a_lock_is_found_beside_the_registry_file_that_names_it(working: Any, tmp_path: Path) -> None:
+    (tmp_path / "lock.json").write_text('{"specdec_core": "0", "python": "3", "plugins": []}')
+    (tmp_path / "other.toml").write_text('[policy]\nmode = "locked"\nlock = "lock.json"\n')
+    registry = Registry.discover(tmp_path / "other.toml")
+    assert record(registry, "specdec-alpha").state is State.NOT_LOCKED
+
+
 def test_a_name_in_the_catalogue_says_what_to_install(working: Any) -> None:
     working.registry('[plugins.Specdec_Wanted]\nversion = ">=0.3,<1"\nprovides = ["algorithm.wanted", "cache.w"]\n')
     registry = Registry.discover()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
 from eagle3_support import make, random_batch
 from hypothesis import given, settings

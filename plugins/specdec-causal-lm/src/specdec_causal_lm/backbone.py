@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from specdec_causal_lm.facts import read_facts
 from specdec_causal_lm.location import Location, first_line, locate, unreachable
@@ -47,7 +48,7 @@ class CausalLMBackbone(Backbone):
         config = self._config(target, where)
         tokenizer = self.tokenizer(target)
         facts = read_facts(target, config, self._generation(where), tokenizer)
-        with _explained(target, where):
+        with _explained(target, where), _without_progress_bars():
             model, info = AutoModelForCausalLM.from_pretrained(
                 where.name,
                 revision=where.revision,
@@ -110,3 +111,15 @@ def _explained(target: TargetSection, where: Location) -> Iterator[None]:
         if not where.is_local and isinstance(error, OSError):
             raise unreachable(target, error) from error
         raise UserError(f"target.path = {target.path!r}: cannot be loaded: {first_line(error)}") from error
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Weights load in a moment; a bar for them would be noise in every command's output."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

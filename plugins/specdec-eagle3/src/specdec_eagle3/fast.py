@@ -79,7 +79,7 @@ def fast_terms(
     states = _step_states(draft, batch, features, layout, learning, options)
 
     wanted = [slots + 1 + k for k, slots in enumerate(learning)]
-    teacher_slots = torch.cat(wanted).unique()
+    teacher_slots = torch.unique(torch.cat(wanted))
     goal = features.last_hidden.flatten(0, 1)[teacher_slots]
     rows = DistillRows(
         slots=[torch.searchsorted(teacher_slots, slots) for slots in wanted],

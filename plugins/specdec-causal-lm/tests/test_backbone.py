@@ -270,4 +270,4 @@ class TestRefusals:
             return {"input_ids": batch.ids, "position_ids": torch.arange(batch.ids.shape[1])[None]}
 
         monkeypatch.setattr(HFTarget, "model_inputs", together)
-        assert "document by document" in self.refusal(llama_dir)
+        assert "document by document" in self.refusal(llama_dir, attention="eager")

@@ -109,9 +109,7 @@ def test_logits_and_facts_are_the_original_models(llama_dir: Path, file: Path, o
     assert not hasattr(target.model.config, "quantization_config")
 
 
-def test_digits_are_split_as_the_file_says(
-    file: Path, options: CausalLMConfig, llama_dir: Path, tmp_path: Path
-) -> None:
+def test_text_is_split_as_the_file_says(file: Path, options: CausalLMConfig, llama_dir: Path, tmp_path: Path) -> None:
     tokenizer = CausalLMBackbone(options).tokenizer(TargetSection(path=str(file)))
     assert tokenizer.tokenize("in 472") == ["in", "Ġ", "4", "7", "2"]
     plain = tmp_path / "plain.gguf"
@@ -183,7 +181,7 @@ def test_a_cut_off_file(file: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     options = CausalLMConfig(cache_dir=tmp_path / "cache")
-    with pytest.raises(UserError, match="cut.gguf cannot be read as GGUF"):
+    with pytest.raises(UserError, match=r"cut.gguf cannot be read as GGUF"):
         CausalLMBackbone(options).facts(TargetSection(path=str(cut)))
 
 

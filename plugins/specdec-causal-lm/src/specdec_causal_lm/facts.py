@@ -60,7 +60,8 @@ def turn_end(tokenizer: Any) -> int | None:
     except TemplateError:  # the data room says what is wrong with it
         return None
     after = tokenizer(text.rpartition(PROBE)[2].lstrip(), add_special_tokens=False)["input_ids"]
-    return after[0] if after and after[0] in tokenizer.all_special_ids else None
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return after[0] if after and after[0] in special else None
 
 
 def _rope(text: Any) -> dict[str, Any]:

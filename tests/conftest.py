@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,3 +118,15 @@ def toy_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy(toy_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy distribution is installed in this process."""
     monkeypatch.syspath_prepend(toy_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one and a half megabytes."""
+    path = tmp_path / "small-disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(path)]
+    if os.geteuid() or subprocess.run(mount, check=False).returncode:
+        pytest.skip("only root can mount a small file system")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)

@@ -5,8 +5,6 @@ import hashlib
 import json
 import os
 import random
-import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,17 +174,6 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     store.prune(tmp_path, keep_last=1, best_step=None)
     assert store.latest(tmp_path) == store.checkpoint_path(tmp_path, 6)
     assert store.best(tmp_path) is None
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of two megabytes."""
-    path = tmp_path / "small"
-    path.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path], check=False).returncode:
-        pytest.skip("only root can mount a small file system")
-    yield path
-    subprocess.run(["umount", path], check=True)
 
 
 @pytest.mark.parametrize("full_at", ["tensors", "json"])

@@ -8,9 +8,8 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -360,19 +359,6 @@ def test_an_interrupted_command_exits_with_130(make: Make, toy_path: Path) -> No
     assert "Traceback" not in screen
     assert "run the same command with --resume to go on" in screen
     assert len(steps(run)) == 1
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", path], check=False).returncode
-    ):
-        pytest.skip("only root can mount a small file system")
-    yield path
-    subprocess.run(["umount", path], check=True)
 
 
 def test_a_full_disk_ends_the_run_with_one_sentence_and_space_lets_it_go_on(

@@ -9,11 +9,12 @@ STAMP := $(VENV)/.installed
 
 $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	python3 -m venv $(VENV)
+	$(PIP) --upgrade pip
 	# torch first and exactly pinned: a looser request pulls gigabytes of CUDA libraries.
 	$(PIP) torch==2.13.0
 	$(PIP) -c constraints.txt hatchling editables
 	$(PIP) -c constraints.txt --no-build-isolation -e '.[gguf]' $(foreach plugin,$(wildcard plugins/*),-e $(plugin))
-	$(PIP) -c constraints.txt pytest hypothesis ruff mypy
+	$(PIP) -c constraints.txt --group dev
 	touch $@
 
 $(VENV)/.demo: $(STAMP)

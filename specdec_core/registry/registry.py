@@ -118,7 +118,7 @@ class Registry:
     def _hint(self, kind: str, name: str) -> str:
         known = {record.name for record in self.records if record.kind == kind} | set(self._aliases(kind))
         hint = did_you_mean(name, known)
-        others = [r.kind for r in self.records if r.name == name and r.kind not in (kind, None) and r.state in USABLE]
+        others = [record.kind for record in self.records if record.name == name and record.state in USABLE]
         if not hint and others:
             hint = f' "{name}" is of kind {others[0]}.'
         usable = self.names(kind)

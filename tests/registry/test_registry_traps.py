@@ -105,6 +105,19 @@ def test_another_api_version_is_incompatible(working: Any) -> None:
     assert record(registry, "specdec-future").state is State.INCOMPATIBLE
     with pytest.raises(UserError, match=r"specdec-future 1\.0 is incompatible: made for plugin API 99; .* has 1"):
         registry.find("algorithm", "future")
+    with pytest.raises(UserError, match='there is no cache "future"'):
+        registry.find("cache", "future")
+
+
+def test_an_incompatible_plugin_is_told_no_events(working: Any) -> None:
+    spec = 'PluginSpec("algorithm", "future", "", "a:B", api_version=99)'
+    working.add(
+        "specdec-future",
+        f"{HOOKIMPL}@hookimpl\ndef specdec_plugins(): return [{spec}]\n"
+        "@hookimpl\ndef specdec_run_finished(status): open('seen', 'w').close()\n",
+    )
+    Registry.discover().hooks.specdec_run_finished(run=None, status="completed")
+    assert not (working.work / "seen").exists()
 
 
 def test_two_providers_are_an_error_only_when_named(working: Any) -> None:
@@ -133,6 +146,11 @@ def test_a_preferred_plugin_that_fails_is_not_silently_replaced(working: Any) ->
         Registry.discover().find("algorithm", "gamma")
 
 
+def test_preferring_a_distribution_that_provides_something_else_changes_nothing(working: Any) -> None:
+    working.registry('[prefer]\nalgorithm.alpha = "specdec-beta"\n')
+    assert Registry.discover().find("algorithm", "alpha").distribution == "specdec-alpha"
+
+
 def test_one_name_may_serve_two_kinds(working: Any) -> None:
     working.provide("specdec-alpha-cache", "cache", "alpha")
     registry = Registry.discover()
@@ -154,7 +172,9 @@ def test_a_distribution_that_is_on_the_path_twice_counts_once(
     other.path.mkdir()
     other.provide("specdec-alpha", "algorithm", "alpha", version="9.0")
     monkeypatch.syspath_prepend(str(other.path))
-    assert Registry.discover().find("algorithm", "alpha").version == "9.0"
+    registry = Registry.discover()
+    assert record(registry, "specdec-alpha").version == "9.0"
+    assert registry.find("algorithm", "alpha").version == "9.0"
 
 
 @pytest.mark.parametrize(
@@ -235,6 +255,28 @@ def test_an_observer_that_raises_is_dropped_with_one_warning(
     assert (first.steps, bad.steps, last.steps) == ([1, 2], [1], [1, 2])
     (warning,) = caplog.messages
     assert "bad failed in specdec_step_finished and is told nothing more" in warning
+
+
+def test_observers_are_told_in_pluggys_order(site: Any) -> None:
+    from specdec_core.registry.hooks import hookimpl
+
+    told: list[str] = []
+
+    class First:
+        @hookimpl(tryfirst=True)
+        def specdec_run_finished(self) -> None:
+            told.append("first")
+
+    class Last:
+        @hookimpl(trylast=True)
+        def specdec_run_finished(self) -> None:
+            told.append("last")
+
+    registry = Registry.discover()
+    for each in (First(), Last()):
+        registry.register_observer(each)
+    registry.hooks.specdec_run_finished(run=None, status="completed")
+    assert told == ["first", "last"]
 
 
 def test_what_the_user_can_mend_stops_a_run_at_its_start(site: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.config.run import DraftSection
 from specdec_core.data.batch import Batch
 from specdec_core.data.vocab import VocabMap
+from specdec_core.errors import UserError
 from specdec_core.target.base import Target, TargetFacts
 
 
@@ -69,8 +70,18 @@ class Algorithm(ABC):
     def init_draft(self, draft: Draft, target: Target) -> None:
         """Start the draft's weights from the target's (`draft.init = "target"`). Default: leave them random."""
 
+    def fit_draft(self, draft: Draft, target: Target, sample: Iterable[tuple[Batch, Features]]) -> None:
+        """After `init_draft`, fit weights to a sample of the training data without gradients (`init = "fitted"`).
+
+        Default: UserError, for an algorithm without such a start.
+        """
+        raise UserError(f'{type(self).__name__} has no closed-form start; use draft.init = "target" or "random"')
+
     def parameter_groups(self, draft: Draft, weight_decay: float) -> list[dict[str, Any]]:
-        """AdamW parameter groups of what is trained: matrices decay, vectors do not."""
+        """AdamW parameter groups of what is trained; `lr_scale` in a group multiplies train.lr.
+
+        Default: matrices decay, vectors do not.
+        """
         trained = [p for p in draft.parameters() if p.requires_grad]
         return [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},

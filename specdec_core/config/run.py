@@ -52,9 +52,12 @@ class DraftSection(Section):
     """The small model that proposes tokens."""
 
     config: Path | None = Field(None, description="HF-style draft JSON. None derives it from the target.")
-    init: Literal["target", "random"] = Field(
-        "target", description="Where the weights start: copied from the target where shapes allow, or random."
+    init: Literal["fitted", "target", "random"] = Field(
+        "target",
+        description="Where the weights start: copied from the target where shapes allow; copied, then fitted to a "
+        "sample of the training data in closed form, if the algorithm can; or random.",
     )
+    fit_tokens: Annotated[int, Field(ge=1)] = Field(131072, description='Tokens that init = "fitted" reads.')
     init_from: Path | None = Field(None, description="A checkpoint or exported draft whose weights to start from.")
     vocab_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Size of the draft vocabulary. None keeps the target's whole vocabulary."

@@ -57,6 +57,17 @@ class BatchLoader:
         self.epoch += 1
         self._done = 0
 
+    def rewound(self) -> BatchLoader:
+        """Another loader of the same batches, before the first of them."""
+        return BatchLoader(
+            self.rows,
+            self.batch_size,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            shuffle=self.shuffle,
+        )
+
     def state(self) -> dict[str, Any]:
         """The position after the batch handed out last, JSON-able; the same on every rank."""
         return {

@@ -45,7 +45,7 @@ class TorchEngine(Engine):
             raise UserError("nothing to train: the algorithm's options freeze every parameter of the draft")
         self.optimizer = torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, eps=train.eps, fused=True)
         for group in self.optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+            group["peak_lr"] = train.lr * group.pop("lr_scale", 1.0)
 
     def train_step(self, window: Sequence[tuple[Batch, Features]]) -> StepResult:
         """Sum the denominators, run every micro-batch, clip, step.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from specdec_core.algorithm.base import Algorithm
-from specdec_core.capture.features import CapturePlan
+from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.capture.source import FeatureSource
 from specdec_core.checkpoint.rng import seed_everything
 from specdec_core.checkpoint.store import Checkpoint
 from specdec_core.checkpoint.weights import SavedDraft, read_saved_draft, vocab_of
 from specdec_core.config.run import RunConfig
+from specdec_core.data.batch import Batch
 from specdec_core.data.dataset import flat, supervised_ids
 from specdec_core.data.loader import BatchLoader
 from specdec_core.data.packing import Rows
@@ -24,7 +25,7 @@ from specdec_core.data.vocab import VocabMap
 from specdec_core.engine.base import Engine, StepModule
 from specdec_core.errors import UserError
 from specdec_core.registry.resolve import ResolvedRun
-from specdec_core.target.base import Backbone, TargetFacts
+from specdec_core.target.base import Backbone, Target, TargetFacts
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,12 @@ def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable
     draft = algorithm.build_draft(draft_config, target, vocab)
     if saved is not None:
         saved.load_into(draft, algorithm)
-    elif checkpoint is None and config.draft.init == "target":
+    source = _source(resolved, plan, target)
+    if saved is None and checkpoint is None and config.draft.init != "random":
         algorithm.init_draft(draft, target)
+        if config.draft.init == "fitted":
+            say(f"fitting the draft's start to at most {config.draft.fit_tokens:,} tokens")
+            algorithm.fit_draft(draft, target, _sample(loader, source, engine.device, config.draft.fit_tokens))
     step = StepModule(algorithm, draft, target)
 
     total_batches = -int(-config.train.epochs * len(loader) // 1)
@@ -100,7 +105,7 @@ def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable
         step=step,
         draft_config=draft_config,
         vocab=vocab,
-        source=_source(resolved, plan, step),
+        source=source,
         loader=loader,
         validation=validation,
         total_batches=total_batches,
@@ -159,6 +164,17 @@ def _vocab(draft_config: dict[str, Any], rows: Rows, facts: TargetFacts, saved: 
     return VocabMap.from_counts(counts, size, always=facts.stop_token_ids)
 
 
-def _source(resolved: ResolvedRun, plan: CapturePlan, step: StepModule) -> FeatureSource:
+def _source(resolved: ResolvedRun, plan: CapturePlan, target: Target) -> FeatureSource:
     cache = resolved.cache.load() if resolved.cache else None
-    return FeatureSource(step.target, plan, cache, resolved.config.target.revision)
+    return FeatureSource(target, plan, cache, resolved.config.target.revision)
+
+
+def _sample(loader: BatchLoader, source: FeatureSource, device: str, tokens: int) -> Iterator[tuple[Batch, Features]]:
+    """Batches of the first epoch, in its order, until they hold `tokens` tokens; the loader itself stays put."""
+    read = 0
+    for batch in loader.rewound():
+        moved = batch.to(device)
+        yield moved, source.features(moved)
+        read += batch.num_tokens
+        if read >= tokens:
+            return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from specdec_core.data.batch import Batch
 from specdec_core.data.vocab import VocabMap
 from specdec_core.errors import UserError
 from specdec_core.target.base import Target, TargetFacts
-from specdec_eagle3 import draft_config, export, initial
+from specdec_eagle3 import draft_config, export, fit, initial
 from specdec_eagle3.config import Eagle3Config
 from specdec_eagle3.drafter import Eagle3Drafter
 from specdec_eagle3.fast import fast_terms
@@ -60,6 +60,21 @@ class Eagle3(Algorithm):
         """Copy what fits from the target."""
         assert isinstance(draft, Eagle3Draft)
         initial.start_from_target(draft, target, self.options.init_layer)
+
+    def fit_draft(self, draft: Draft, target: Target, sample: Iterable[tuple[Batch, Features]]) -> None:
+        """Solve the linear parts by least squares; see `specdec_eagle3.fit`."""
+        assert isinstance(draft, Eagle3Draft)
+        fit.fit(draft, target, sample, self.options)
+
+    def parameter_groups(self, draft: Draft, weight_decay: float) -> list[dict[str, Any]]:
+        """The default's, with fc in a group of its own."""
+        assert isinstance(draft, Eagle3Draft)
+        groups = super().parameter_groups(draft, weight_decay)
+        groups[0]["params"] = [p for p in groups[0]["params"] if p is not draft.fc.weight]
+        return [
+            *groups,
+            {"params": [draft.fc.weight], "weight_decay": weight_decay, "lr_scale": self.options.fc_lr_scale},
+        ]
 
     def denominator(self, draft: Draft, batch: Batch, features: Features) -> Tensor:
         """[K] per step."""

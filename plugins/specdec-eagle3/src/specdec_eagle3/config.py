@@ -58,6 +58,9 @@ class Eagle3Config(BaseModel):
     regression: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Weight of a smooth-L1 loss that pulls the draft's normed state to the target's last state."
     )
+    fc_lr_scale: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="fc's learning rate over train.lr. Its inputs hold huge coordinates: a fitted fc wants little."
+    )
     init_layer: int | None = Field(None, description="Target layer that draft.init = 'target' copies. None: the last.")
     implementation: Literal["fast", "plain"] = Field("fast", description="plain is the readable twin, slow.")
     recompute: bool = Field(False, description="Recompute activations in the backward: less memory, more time.")

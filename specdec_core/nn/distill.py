@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from specdec_core.nn.linear import linear
 from specdec_core.target.base import Teacher
 
 
@@ -136,7 +137,7 @@ def _chunk(
     index = torch.cat([torch.arange(r.start, r.stop, device=hidden.device) for r, _ in picks])
     slots = torch.cat([s for _, s in picks])
     states = hidden[index]
-    logits = (states @ head.t()).float()
+    logits = linear(states, head).float()
 
     restricted = teacher.logits.float()
     restricted_z = restricted.logsumexp(-1)
@@ -163,6 +164,6 @@ def _chunk(
         return
     grad_logits = q.sub_(aligned).mul_(weights[index].unsqueeze(-1)).to(states.dtype)
     if grad_hidden is not None:
-        grad_hidden[index] = grad_logits @ head
+        grad_hidden[index] = linear(grad_logits, head.t())
     if grad_head is not None:
-        grad_head.addmm_(grad_logits.t(), states)
+        grad_head += linear(grad_logits.t(), states.t())

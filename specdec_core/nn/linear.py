@@ -69,7 +69,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: x [..., K], weight [N, K], bias [N] -> [..., N]; once differentiable."""
     if not _suits(x, weight):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    trained = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    if torch.is_grad_enabled() and trained:
         result: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return result
     return _onednn(x, weight, bias)
@@ -90,6 +91,8 @@ class Linear(nn.Linear):
 
     def pack(self, rows: int) -> None:
         """Keep a second copy of the weight, laid out for about `rows` rows; for weights that no longer change."""
+        if self._packed is not None and self._packed_version == self.weight._version:
+            return
         if AVAILABLE and self.weight.dtype == torch.float32 and self.weight.device.type == "cpu":
             self._packed, self._packed_version = _pack(self.weight, rows), self.weight._version
 

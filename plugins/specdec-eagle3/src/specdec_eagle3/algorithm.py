@@ -16,6 +16,7 @@ from specdec_core.config.run import DraftSection
 from specdec_core.data.batch import Batch
 from specdec_core.data.vocab import VocabMap
 from specdec_core.errors import UserError
+from specdec_core.nn.linear import pack_linear
 from specdec_core.target.base import Target, TargetFacts
 from specdec_eagle3 import draft_config, export, fit, initial
 from specdec_eagle3.config import Eagle3Config
@@ -101,6 +102,7 @@ class Eagle3(Algorithm):
     def drafter(self, draft: Draft, target: Target) -> Drafter:
         """Chain drafting."""
         assert isinstance(draft, Eagle3Draft)
+        pack_linear(draft, rows=1)
         return Eagle3Drafter(draft)
 
     def export(self, draft: Draft, facts: TargetFacts) -> ExportedDraft:

@@ -18,6 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from specdec_core.algorithm.draft import Draft
 from specdec_core.data.vocab import VocabMap
 from specdec_core.nn.attention import AttentionPlan
+from specdec_core.nn.linear import Linear
 from specdec_core.target.base import Target
 
 
@@ -65,10 +66,10 @@ class Attention(nn.Module):
         hidden, dim, bias = config["hidden_size"], config["head_dim"], bool(config.get("attention_bias"))
         self.layer, self.head_dim = layer, dim
         width = 2 * hidden if layer == 0 else hidden
-        self.q_proj = nn.Linear(width, config["num_attention_heads"] * dim, bias=bias)
-        self.k_proj = nn.Linear(width, config["num_key_value_heads"] * dim, bias=bias)
-        self.v_proj = nn.Linear(width, config["num_key_value_heads"] * dim, bias=bias)
-        self.o_proj = nn.Linear(config["num_attention_heads"] * dim, hidden, bias=bias)
+        self.q_proj = Linear(width, config["num_attention_heads"] * dim, bias=bias)
+        self.k_proj = Linear(width, config["num_key_value_heads"] * dim, bias=bias)
+        self.v_proj = Linear(width, config["num_key_value_heads"] * dim, bias=bias)
+        self.o_proj = Linear(config["num_attention_heads"] * dim, hidden, bias=bias)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
         """[C, width] -> [M, H] for the plan's queries."""
@@ -89,9 +90,9 @@ class MLP(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         hidden, inner, bias = config["hidden_size"], config["intermediate_size"], bool(config.get("mlp_bias"))
-        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
-        self.up_proj = nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self.gate_proj = Linear(hidden, inner, bias=bias)
+        self.up_proj = Linear(hidden, inner, bias=bias)
+        self.down_proj = Linear(inner, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, H] -> [rows, H]."""
@@ -141,10 +142,10 @@ class Eagle3Draft(Draft):
         hidden, eps = config["hidden_size"], config["rms_norm_eps"]
         states = len(config["eagle_aux_hidden_state_layer_ids"])
         self.fc_norm = nn.ModuleList([nn.RMSNorm(hidden, eps=eps) for _ in range(states if config["fc_norm"] else 0)])
-        self.fc = nn.Linear(states * hidden, hidden, bias=False)
+        self.fc = Linear(states * hidden, hidden, bias=False)
         self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config["num_hidden_layers"])])
         self.norm = nn.RMSNorm(hidden, eps=eps)
-        self.lm_head = nn.Linear(hidden, config["draft_vocab_size"], bias=False)
+        self.lm_head = Linear(hidden, config["draft_vocab_size"], bias=False)
         self.rotary = Rotary(config)
         self.norm_output = bool(config["norm_output"])
         self.register_buffer("draft_ids", None if vocab is None else vocab.ids.clone(), persistent=False)

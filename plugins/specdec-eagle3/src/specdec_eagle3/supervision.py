@@ -35,7 +35,7 @@ def supervised_slots(batch: Batch, options: Eagle3Config) -> Tensor:
     if options.mask == "strict":
         current = ahead(batch.loss_mask, 1, False)
         for k in range(options.steps):
-            current = current & ahead(batch.loss_mask, 2 + k, False) & same_document(1 + k)
+            current = current & ahead(batch.loss_mask, 2 + k, False) & same_document(2 + k)
             masks.append(current)
     else:
         offset = 1 if options.mask == "speculators" else 0

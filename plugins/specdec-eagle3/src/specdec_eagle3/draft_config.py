@@ -17,6 +17,8 @@ ARCHITECTURE = "LlamaForCausalLMEagle3"
 _SHARED = ("hidden_size", "vocab_size")
 # What a draft JSON must say; everything else has a default in the field.
 _REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+# What the model is, whatever a draft JSON says.
+_FIXED = {"hidden_act": "silu", "tie_word_embeddings": False}
 
 
 def default_layers(facts: TargetFacts) -> tuple[int, ...]:
@@ -105,6 +107,9 @@ def read(path: Path, options: Eagle3Config, facts: TargetFacts, draft: DraftSect
                 f"draft.config: {path} has {key} {loaded[key]}, the target {facts.name_or_path} has "
                 f"{getattr(facts, key)}; use the target's"
             )
+    for key, value in _FIXED.items():
+        if loaded.get(key, value) != value:
+            problems.append(f"draft.config: {path} has {key} {loaded[key]}, the draft takes {value} alone; set that")
     derived = derive(options, facts, draft)
     for key in ("num_hidden_layers", "norm_before_residual", "fc_norm", "norm_output"):
         if key in loaded and loaded[key] != derived[key]:
@@ -126,9 +131,25 @@ def read(path: Path, options: Eagle3Config, facts: TargetFacts, draft: DraftSect
         )
     if problems:
         raise UserErrors(problems)
-    merged = {**derived, **loaded, "eagle_config": derived["eagle_config"]}
+    captured = ("num_aux_hidden_states", "eagle_aux_hidden_state_layer_ids", "eagle_config")
+    merged = {**derived, **loaded, **{key: derived[key] for key in captured}}
     if "head_dim" not in loaded:
         merged["head_dim"] = merged["hidden_size"] // merged["num_attention_heads"]
     if "num_key_value_heads" not in loaded:
         merged["num_key_value_heads"] = merged["num_attention_heads"]
-    return merged
+    return {**merged, **_rope(loaded, derived)}
+
+
+def _rope(loaded: dict[str, Any], derived: dict[str, Any]) -> dict[str, Any]:
+    """`rope_parameters` and the `rope_theta` beside them: the JSON's, in Hugging Face's new form or the one before
+    it (`rope_theta` and `rope_scaling`), else the target's."""
+    if "rope_parameters" in loaded:
+        rope = loaded["rope_parameters"]
+    elif "rope_theta" in loaded or loaded.get("rope_scaling"):
+        scaling = dict(loaded.get("rope_scaling") or {})
+        kind = scaling.pop("type", "default")
+        rope = {"rope_type": kind, "rope_theta": loaded.get("rope_theta", derived["rope_theta"]), **scaling}
+    else:
+        rope = derived["rope_parameters"]
+    theta = rope.get("rope_theta", loaded.get("rope_theta", derived["rope_theta"]))
+    return {"rope_parameters": {**rope, "rope_theta": theta}, "rope_theta": theta}

@@ -183,9 +183,9 @@ def _attend_self(attention: Attention, rotation: Tensor, solution: Solution) -> 
     queries[::group, :pairs] = direction.to(queries.dtype)
 
     # The best approximation at the value heads' rank, errors weighed by how the inputs vary.
-    root = torch.linalg.cholesky(
-        solution.inputs + 1e-6 * solution.inputs.diagonal().mean() * torch.eye(len(solution.inputs))
-    )
+    # The moments are float32 sums: a few repeated tokens can leave them negative by 1e-9 of their trace.
+    lift = 1e-8 * solution.inputs.trace() * torch.eye(len(solution.inputs), dtype=torch.float64)
+    root = torch.linalg.cholesky(solution.inputs + lift)
     left, strength, right = torch.linalg.svd(root.T @ solution.step, full_matrices=False)
     rank = min(len(keys) * dim, len(strength))
     half = strength[:rank].sqrt()

@@ -39,8 +39,12 @@ lint: $(STAMP)
 typecheck: $(STAMP)
 	$(VENV)/bin/mypy $(SOURCES)
 
-docs:
-	@echo "docs/ is plain Markdown: start with README.md"
+$(VENV)/.docs: $(STAMP)
+	$(PIP) -c constraints.txt --group docs
+	touch $@
+
+docs: $(VENV)/.docs
+	$(VENV)/bin/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs site

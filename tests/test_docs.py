@@ -1,0 +1,243 @@
+"""The documentation says what the code does: keys, defaults, hooks, contracts, commands and examples."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from pydantic import BaseModel
+from typer.testing import CliRunner
+
+from specdec_core.cli.main import app
+from specdec_core.config.run import (
+    PLUGIN_LISTS,
+    PLUGIN_SECTIONS,
+    DataSection,
+    DraftSection,
+    EvalSection,
+    RunConfig,
+    Section,
+    TargetSection,
+    TrainSection,
+)
+from specdec_core.registry.hooks import Hooks
+from specdec_core.registry.registry import Registry
+from specdec_core.registry.resolve import options_model, resolve
+from specdec_core.registry.specs import KINDS
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+SECTIONS: dict[str, type[Section]] = {
+    "target": TargetSection,
+    "draft": DraftSection,
+    "data": DataSection,
+    "train": TrainSection,
+    "eval": EvalSection,
+}
+
+TABLE_HEAD = "| key | default | meaning |"
+HEADING = re.compile(rf"^### (?:\[(\w+)\]|({'|'.join(KINDS)}) ([\w-]+))$", re.MULTILINE)
+ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| .+ \|$")
+FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)[.\w]*=")
+
+
+def key_tables() -> dict[str, dict[str, str]]:
+    """`[section]` or `kind name` -> key -> the default as the documentation writes it."""
+    tables: dict[str, dict[str, str]] = {}
+    for page in DOCS:
+        text = page.read_text(encoding="utf-8")
+        headings = list(HEADING.finditer(text))
+        ends = [heading.start() for heading in headings[1:]] + [len(text)]
+        for heading, end in zip(headings, ends, strict=False):
+            name = heading[1] or f"{heading[2]} {heading[3]}"
+            assert name not in tables, f"{name} is documented twice"
+            _, _, table = text[heading.end() : end].partition(f"{TABLE_HEAD}\n|---|---|---|\n")
+            rows = [ROW.match(line) for line in table.partition("\n\n")[0].splitlines()]
+            tables[name] = {row[1]: row[2] for row in rows if row}
+    return tables
+
+
+def models() -> dict[str, type[BaseModel]]:
+    """The models of the core's sections, and of the options of every plugin that ships here."""
+    shipped = {"specdec-core", *(path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml"))}
+    records = [record for record in Registry.discover().usable() if record.distribution in shipped]
+    return {**SECTIONS, **{f"{record.kind} {record.name}": options_model(record) for record in records}}
+
+
+def as_documented(model: type[BaseModel]) -> dict[str, str]:
+    """The table that a model should have."""
+    return {
+        key: "required"
+        if field.is_required()
+        else "not set"
+        if (default := field.get_default(call_default_factory=True)) is None
+        else f"`{json.dumps(default, default=str)}`"
+        for key, field in model.model_fields.items()
+    }
+
+
+def fences(language: str) -> Iterator[tuple[str, str, str]]:
+    """(page, title, content) of every block of a language."""
+    for page in DOCS:
+        for found in FENCE.finditer(page.read_text(encoding="utf-8")):
+            if found[1] == language:
+                yield page.name, found[2] or "", found[3]
+
+
+def commands() -> list[str]:
+    """Every `specdec` command in a shell block."""
+    return [line for _, _, block in fences("sh") for line in block.splitlines() if line.startswith("specdec ")]
+
+
+def test_every_key_is_documented_with_its_default_and_nothing_else_is() -> None:
+    documented, wanted = key_tables(), {name: as_documented(model) for name, model in models().items()}
+    assert sorted(documented) == sorted(wanted), "document a plugin's options under `### kind name`, as in config.md"
+    for name, table in wanted.items():
+        assert documented[name] == table, name
+
+
+def test_every_section_is_in_the_config_page() -> None:
+    page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    plugins = {**PLUGIN_SECTIONS, **PLUGIN_LISTS}
+    assert {*SECTIONS, *(section.partition(".")[0] for section in plugins)} == set(RunConfig.model_fields)
+    for section, kind in plugins.items():
+        shown = f"[[{section}]]" if section in PLUGIN_LISTS else f"[{section}]"
+        assert f"| `{shown}` | {kind} |" in page
+
+
+def test_a_table_that_has_drifted_is_found() -> None:
+    class Changed(BaseModel):
+        path: str = "elsewhere"
+
+    assert as_documented(Changed) == {"path": '`"elsewhere"`'} != key_tables()["target"]
+
+
+def test_the_plugin_page_mentions_every_hook_kind_and_abstract_method() -> None:
+    from specdec_core.algorithm.base import Algorithm
+    from specdec_core.capture.source import FeatureCache
+    from specdec_core.engine.base import Engine
+    from specdec_core.evaluate.prompts import PromptPack
+    from specdec_core.export.base import Exporter
+    from specdec_core.registry.specs import PluginSpec
+    from specdec_core.target.base import Backbone, Target
+
+    words = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")))
+    assert {name for name in vars(Hooks) if name.startswith("specdec_")} <= words
+    assert {*KINDS, *PluginSpec.__dataclass_fields__} <= words
+    for contract in (Algorithm, Backbone, Target, Engine, Exporter, FeatureCache, PromptPack):
+        assert contract.__abstractmethods__ <= words, contract.__name__
+
+
+def test_the_docs_have_commands() -> None:
+    assert len(commands()) > 20
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_parses_and_its_overrides_exist(line: str) -> None:
+    words = shlex.split(line.partition(" > ")[0])[1:]
+    command: Any = typer.main.get_command(app)
+    context = None
+    while hasattr(command, "resolve_command"):
+        context = command.make_context("specdec", words, parent=context)
+        _, command, words = command.resolve_command(context, context._protected_args + context.args)
+    command.make_context(command.name, words, parent=context)
+    for section, key in OVERRIDE.findall(line):
+        assert section in RunConfig.model_fields, f"{section}.{key}"
+        if section in SECTIONS:
+            assert key in SECTIONS[section].model_fields, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("text", [text for _, title, text in fences("toml") if "[target]" in text])
+def test_a_whole_config_is_valid(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.toml").write_text(text, encoding="utf-8")
+    result = CliRunner().invoke(app, ["config", "check", "run.toml"])
+    assert result.exit_code == 0, result.output
+
+
+def test_blocks_of_toml_and_json_are_well_formed() -> None:
+    for _, _, text in fences("toml"):
+        tomllib.loads(text)
+    for _, _, text in fences("json"):
+        json.loads(text)
+
+
+def test_a_registry_file_is_valid(tmp_path: Path) -> None:
+    from specdec_core.registry.catalogue import load_catalogue
+
+    files = [text for _, title, text in fences("toml") if title == "registry.toml"]
+    assert files
+    for text in files:
+        (tmp_path / "registry.toml").write_text(text, encoding="utf-8")
+        load_catalogue([tmp_path / "registry.toml"])
+
+
+def install(page: str, directory: Path) -> None:
+    """Write a page's package and its metadata, as pip would have it."""
+    for name, title, text in [*fences("python"), *fences("toml")]:
+        if name == page and title.endswith(".py"):
+            file = directory / title
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        elif name == page and title == "pyproject.toml":
+            project = tomllib.loads(text)["project"]
+            points = project["entry-points"]["specdec.plugins"]
+            info = directory / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+            info.mkdir()
+            (info / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+            )
+            lines = [f"{key} = {value}" for key, value in points.items()]
+            (info / "entry_points.txt").write_text("\n".join(["[specdec.plugins]", *lines]))
+
+
+@pytest.fixture
+def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The packages of both pages, installed in this process."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for page in ("plugins.md", "algorithm.md"):
+        install(page, tmp_path)
+
+
+def test_the_example_packages_train_and_decode_losslessly(
+    examples: None, tiny_target_dir: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    from toy_runs import toy_config, train
+
+    from specdec_core.checkpoint.open import open_run
+    from specdec_core.evaluate.run import evaluate_run
+
+    sections = {
+        "algorithm": {"name": "onehead", "width": 16},
+        "draft": {"vocab_size": None},
+        "train": {"max_steps": 2, "save_every": 2},
+        "eval": {"prompts": [{"name": "acme", "product": "server"}], "max_new_tokens": 4},
+        "loggers": ["acme-csv"],
+    }
+    run, _ = train(toy_config(tiny_target_dir, conversations_file, tmp_path / "run", **sections))
+    assert len((run / "loss.csv").read_text().splitlines()) == 2
+    assert (run / "draft" / "model.safetensors").exists()
+    evaluation = evaluate_run(open_run(run, Registry.discover())).evaluation
+    evaluation.check()
+    assert evaluation.conditions.prompts == {"support": 2}
+    prompts = [result.prompt.text for result in evaluation.results]
+    assert "Why is the server slow?" in prompts
+
+
+def test_the_example_of_an_algorithm_refuses_what_it_cannot_do(examples: None) -> None:
+    from specdec_core.config.run import DraftSection
+    from specdec_core.errors import UserError
+
+    config = {"target": {"path": "x"}, "backbone": "causal-lm", "algorithm": "onehead"}
+    algorithm = resolve(RunConfig.model_validate(config), Registry.discover()).algorithm.load()
+    with pytest.raises(UserError, match=r"leave them out"):
+        algorithm.draft_config(SimpleNamespace(vocab_size=8), DraftSection(vocab_size=7))

@@ -255,3 +255,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         read_saved_draft(tmp_path / "runs/none", 11)
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         read_saved_draft(tmp_path, 11)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; give a run directory"):
+        read_saved_draft(tmp_path / "file", 11)
+    (tmp_path / "model.safetensors").write_bytes(b"not tensors")
+    with pytest.raises(UserError, match=r"^draft.init_from: .*model.safetensors cannot be read"):
+        read_saved_draft(tmp_path, 11)

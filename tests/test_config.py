@@ -104,6 +104,20 @@ def test_every_error_at_once_each_with_path_found_allowed_and_hint() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[target]\npath = ''", 'target.path: found ""; allowed: '),
+        ("[train]\nbetas = [2, 0.9]", "train.betas.0: found 2; allowed: less than 1."),
+        ("[train]\nepochs = 1e308", "train.epochs: found 1e+308; allowed: less than or equal to 1000000."),
+        ("[train]\nseed = -1", "train.seed: found -1; allowed: greater than or equal to 0."),
+        ("[eval]\nseed = 9223372036854775808", "eval.seed: found 9223372036854775808; allowed: less than "),
+    ],
+)
+def test_numbers_that_no_run_can_use(text: str, sentence: str) -> None:
+    assert any(problem.startswith(sentence) for problem in problems(text))
+
+
 @pytest.mark.parametrize("text", ["engine = 3", "algorithm = []", "backbone = true", "train = 1", "loggers = 'log'"])
 def test_a_section_that_is_no_table(text: str) -> None:
     found = [problem for problem in problems(text) if problem.startswith(text.split(" = ", maxsplit=1)[0])]

@@ -48,6 +48,13 @@ def test_what_is_written_is_a_hugging_face_directory_with_its_provenance(tmp_pat
     assert read_exported(out).config["layers"] == [1, 2]
 
 
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "draft"
+    with pytest.raises(UserError, match=rf"^{out} cannot be written \(.*\); choose another directory$"):
+        HFExporter(None).write(draft(), out, RUN)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_tensors_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
     with pytest.raises(UserError, match=r"not exported: norm\.weight holds values that are not finite"):

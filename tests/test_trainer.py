@@ -27,6 +27,7 @@ from specdec_core.export.run import export_run
 from specdec_core.registry.hooks import hookimpl
 from specdec_core.registry.lock import read_lock
 from specdec_core.registry.registry import Registry
+from specdec_core.train import rundir
 from specdec_core.train.metrics_log import MetricsLog
 from specdec_core.train.progress import ProgressView, summary
 from specdec_core.train.run import Interrupted, RunInfo
@@ -256,6 +257,33 @@ def test_a_directory_with_a_run_is_not_written_over(make: Make) -> None:
 def test_a_directory_in_which_another_process_trains_is_refused(make: Make, tmp_path: Path) -> None:
     with exclusive(tmp_path / "run"), pytest.raises(UserError, match="another process is training here"):
         train(make())
+
+
+def test_a_directory_that_cannot_be_made_is_named(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(UserError, match=r"^train\.output_dir: .*run cannot be made or written to \(File exists\)"):
+        train(make())
+
+
+def test_a_directory_that_looks_used_holds_all_that_resuming_needs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed_after_one_file(path: Path, text: str) -> None:
+        path.write_text(text)
+        raise KeyboardInterrupt
+
+    config = make(train={"max_steps": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(rundir, "write_text", killed_after_one_file)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    run, _ = train(config, resume=True)
+    assert steps(run) == [1]
+
+
+def test_metrics_that_are_not_text_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 3}\n')
+    MetricsLog(path).rewind(5)
+    assert path.read_text() == '{"step": 1}\n'
 
 
 def test_a_loss_that_is_not_a_number_names_the_step_and_the_last_checkpoint(make: Make) -> None:

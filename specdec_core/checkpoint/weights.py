@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -41,7 +42,12 @@ def read_saved_draft(path: Path, vocab_size: int) -> SavedDraft:
     `vocab_size` is the target's. Raises UserError if `path` is none of these.
     """
     if (path / "model.safetensors").is_file():
-        tensors = load_file(path / "model.safetensors")
+        try:
+            tensors = load_file(path / "model.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"draft.init_from: {path / 'model.safetensors'} cannot be read ({error}); export the draft again"
+            ) from error
         offsets = tensors.get("d2t")
         vocab = None if offsets is None else VocabMap(offsets + torch.arange(offsets.numel()), vocab_size)
         return SavedDraft(path, tensors, vocab, exported=True)
@@ -56,7 +62,7 @@ def find_checkpoint(path: Path) -> Path:
         return path
     newest = store.latest(path)
     if newest is None:
-        what = "holds no complete checkpoint" if path.is_dir() else "does not exist"
+        what = "holds no complete checkpoint" if path.is_dir() else "is a file" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}; give a run directory or one of its checkpoints/step-… directories")
     return newest
 

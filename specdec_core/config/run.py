@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+# What torch's generators take.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Section(BaseModel):
@@ -41,7 +44,7 @@ class PluginSection(BaseModel):
 class TargetSection(Section):
     """The model whose output is to be reproduced."""
 
-    path: str = Field(description="A local directory, a .gguf file, or a Hub id such as org/name.")
+    path: str = Field(min_length=1, description="A local directory, a .gguf file, or a Hub id such as org/name.")
     revision: str | None = Field(None, description="Branch, tag or commit of a Hub id.")
     dtype: Dtype = Field("float32", description="Floating-point type the target is loaded in.")
     attention: str = Field("sdpa", description="Attention implementation of the target's model.")
@@ -87,7 +90,7 @@ class TrainSection(Section):
 
     output_dir: Path = Field(Path("runs/run"), description="The run directory.")
     run_name: str | None = Field(None, description="Shown in logs and trackers. None: the run directory's name.")
-    epochs: Annotated[float, Field(gt=0)] = Field(1.0, description="Passes over the data.")
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = Field(1.0, description="Passes over the data.")
     max_steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Stop after this many optimizer steps.")
     batch_size: Annotated[int, Field(ge=1)] = Field(1, description="Packed rows per micro-batch and process.")
     accumulation: Annotated[int, Field(ge=1)] = Field(1, description="Micro-batches per optimizer step.")
@@ -96,7 +99,7 @@ class TrainSection(Section):
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after warm-up.")
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.03, description="Share of steps that warm up.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay of matrices.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW betas.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW betas.")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         0.5, description="Clip the global gradient norm here. None does not clip."
@@ -104,7 +107,7 @@ class TrainSection(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="The draft's type; bfloat16 keeps float32 master weights."
     )
-    seed: int = Field(0, description="Seed of weights, data order and sampling.")
+    seed: Seed = Field(0, description="Seed of weights, data order and sampling.")
     log_every: Annotated[int, Field(ge=1)] = Field(1, description="Steps between lines of metrics.jsonl.")
     save_every: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Steps between checkpoints. None saves at the end only."
@@ -123,7 +126,7 @@ class EvalSection(Section):
     num_draft_tokens: Annotated[int, Field(ge=1)] = Field(4, description="Tokens drafted per target forward (k).")
     max_new_tokens: Annotated[int, Field(ge=1)] = Field(128, description="Tokens generated per prompt.")
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 is greedy.")
-    seed: int = Field(0, description="Seed of sampling.")
+    seed: Seed = Field(0, description="Seed of sampling.")
 
 
 class RunConfig(Section):

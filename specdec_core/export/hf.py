@@ -36,6 +36,8 @@ class HFExporter(Exporter):
         except Exception as error:
             if is_disk_full(error):
                 raise UserError(f"no space left on the disk of {out}: the draft was not exported there") from error
+            if isinstance(error, OSError):
+                raise UserError(f"{out} cannot be written ({error.strerror}); choose another directory") from error
             raise
 
 

@@ -20,7 +20,8 @@ from specdec_core.registry import ENVIRONMENT_VARIABLE
 from specdec_core.registry.specs import API_VERSION, KINDS
 
 FILE_NAME = "registry.toml"
-SHIPPED = Path(__file__).with_name(FILE_NAME)
+# A link to the file at the top of the repository, a copy of it where the package is installed.
+SHIPPED = Path(__file__).with_name(FILE_NAME).resolve()
 
 
 def _distribution(name: str) -> str:

@@ -8,10 +8,10 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from specdec_core.checkpoint import store
-from specdec_core.checkpoint.atomic import write_text
+from specdec_core.checkpoint.atomic import is_disk_full, write_text
 from specdec_core.checkpoint.versions import essential_differences
 from specdec_core.config.load import read_toml
 from specdec_core.config.show import to_toml
@@ -44,9 +44,11 @@ FREE = (
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Hold a run directory, made if need be, for this process. Raises UserError if another one holds it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
+    """Hold a run directory, made if need be, for this process.
+
+    Raises UserError if another one holds it, or if it cannot be made or written to.
+    """
+    with _lock_file(directory) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -56,10 +58,25 @@ def exclusive(directory: Path) -> Iterator[None]:
         yield
 
 
+def _lock_file(directory: Path) -> TextIO:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return (directory / ".lock").open("w")
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(
+            f"train.output_dir: {directory} cannot be made or written to ({error.strerror}); choose another one"
+        ) from error
+
+
 def describe(directory: Path, resolved: ResolvedRun) -> None:
-    """Write the config, with all defaults, and the plugin lock."""
-    write_text(directory / CONFIG, to_toml(resolved.table))
+    """Write the plugin lock and the config with all defaults.
+
+    The config comes last: it marks the directory as used, and a run that goes on there needs the lock.
+    """
     write_text(directory / LOCK, resolved.lock.model_dump_json(indent=2) + "\n")
+    write_text(directory / CONFIG, to_toml(resolved.table))
 
 
 def refuse_if_used(directory: Path) -> None:

@@ -247,7 +247,13 @@ def test_train_takes_a_config_overrides_and_resume_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [("KeyboardInterrupt", 130), ("RuntimeError('bug')", 1), ("SystemExit(7)", 7)]
+    ("raised", "code"),
+    [
+        ("KeyboardInterrupt", 130),
+        ("RuntimeError('bug')", 1),
+        ("SystemExit(7)", 7),
+        ("PermissionError(13, 'Permission denied', 'a.jsonl')", 2),
+    ],
 )
 def test_exit_codes(working: Any, raised: str, code: int) -> None:
     """A command that is interrupted, or has a bug: the trainer's module is replaced by one that raises at once."""
@@ -276,7 +282,8 @@ def test_the_core_names_no_algorithm_and_no_model_family() -> None:
     root = Path(specdec_core.__file__).parent
     found = [
         f"{path.relative_to(root)}:{number}: {line.strip()}"
-        for path in sorted(root.rglob("*.py"))
+        for path in sorted(root.rglob("*"))
+        if path.suffix in (".py", ".toml") and not path.is_symlink()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if FORBIDDEN.search(line)
     ]

@@ -227,7 +227,15 @@ class TestRefusals:
 
     def test_a_tensor_of_another_shape(self, copy: Path) -> None:
         edit_json(copy / "config.json", lambda config: config.update(intermediate_size=96))
-        assert "cannot be loaded: " in self.refusal(copy)
+        assert self.refusal(copy) == (
+            f"target.path = {str(copy)!r}: config.json and the weights disagree: "
+            "model.layers.0.mlp.down_proj.weight has shape [64, 128], the config asks for [64, 96]"
+        )
+
+    @pytest.mark.parametrize("wrong", [{"hidden_size": "x"}, {"num_attention_heads": 0}])
+    def test_config_json_whose_values_cannot_be(self, copy: Path, wrong: dict[str, Any]) -> None:
+        edit_json(copy / "config.json", lambda config: config.update(wrong))
+        assert self.refusal(copy).startswith(f"target.path = {str(copy)!r}: its config.json cannot be used: ")
 
     def test_code_of_its_own(self, copy: Path) -> None:
         (copy / "modeling.py").write_text("raise SystemExit('run')")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -56,7 +57,14 @@ class CausalLMBackbone(Backbone):
                 dtype=getattr(torch, target.dtype),
                 attn_implementation=_attention(target, config),
                 trust_remote_code=target.trust_remote_code,
+                ignore_mismatched_sizes=True,  # they are reported, and refused here by name
                 output_loading_info=True,
+            )
+        if mismatched := sorted(info["mismatched_keys"]):
+            name, found, expected = mismatched[0]
+            raise UserError(
+                f"target.path = {target.path!r}: config.json and the weights disagree: {name} has shape {list(found)}, "
+                f"the config asks for {list(expected)}"
             )
         if missing := sorted(info["missing_keys"]):
             shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
@@ -66,10 +74,15 @@ class CausalLMBackbone(Backbone):
         return loaded
 
     def _config(self, target: TargetSection, where: Location) -> Any:
-        with _explained(target, where):
-            config = AutoConfig.from_pretrained(
-                where.name, revision=where.revision, trust_remote_code=target.trust_remote_code
-            )
+        try:
+            with _explained(target, where):
+                config = AutoConfig.from_pretrained(
+                    where.name, revision=where.revision, trust_remote_code=target.trust_remote_code
+                )
+        except (TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+            raise UserError(
+                f"target.path = {target.path!r}: its config.json cannot be used: {' '.join(str(error).split())}"
+            ) from error
         text = config.get_text_config(decoder=True)
         known = {"full_attention", "sliding_attention"}
         if strange := sorted(set(getattr(text, "layer_types", None) or ()) - known):

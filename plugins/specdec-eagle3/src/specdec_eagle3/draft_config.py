@@ -10,6 +10,7 @@ from specdec_core.config.run import DraftSection
 from specdec_core.errors import UserError, UserErrors
 from specdec_core.target.base import TargetFacts
 from specdec_eagle3.config import Eagle3Config
+from specdec_eagle3.draft_json import check_heads, check_types
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
 
@@ -100,6 +101,8 @@ def read(path: Path, options: Eagle3Config, facts: TargetFacts, draft: DraftSect
         raise UserError(f"draft.config: {path} is not JSON: {error}") from error
     if not isinstance(loaded, dict):
         raise UserError(f"draft.config: {path} holds {type(loaded).__name__}, not an object")
+    loaded = {key: value for key, value in loaded.items() if value is not None}
+    check_types(path, loaded)
     problems = [f"draft.config: {path} lacks {key!r}" for key in _REQUIRED if key not in loaded]
     for key in _SHARED:
         if key in loaded and loaded[key] != getattr(facts, key):
@@ -137,6 +140,7 @@ def read(path: Path, options: Eagle3Config, facts: TargetFacts, draft: DraftSect
         merged["head_dim"] = merged["hidden_size"] // merged["num_attention_heads"]
     if "num_key_value_heads" not in loaded:
         merged["num_key_value_heads"] = merged["num_attention_heads"]
+    check_heads(path, merged)
     return {**merged, **_rope(loaded, derived)}
 
 

@@ -17,6 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from specdec_core.algorithm.draft import Draft
 from specdec_core.data.vocab import VocabMap
+from specdec_core.errors import UserError
 from specdec_core.nn.attention import AttentionPlan
 from specdec_core.nn.linear import Linear
 from specdec_core.target.base import Target
@@ -34,6 +35,9 @@ class Rotary(nn.Module):
         if rope["rope_type"] == "default":
             inv_freq = 1.0 / rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
             self.scaling = 1.0
+        elif rope["rope_type"] not in ROPE_INIT_FUNCTIONS:
+            allowed = ", ".join(["default", *sorted(ROPE_INIT_FUNCTIONS)])
+            raise UserError(f'the draft\'s rope_type is "{rope["rope_type"]}"; allowed: {allowed}')
         else:
             llama = LlamaConfig(
                 hidden_size=config["hidden_size"],
@@ -152,7 +156,8 @@ class Eagle3Draft(Draft):
         self.register_buffer("in_vocab", None if vocab is None else vocab.t2d, persistent=False)
 
     def project_hidden_states(self, hidden: Tensor) -> Tensor:
-        """[..., k*H] captured states in ascending layer order -> [..., H]."""
+        """[..., k*H] captured states in ascending layer order -> [..., H], in the draft's own type."""
+        hidden = hidden.to(self.fc.weight.dtype)
         if len(self.fc_norm):
             parts = hidden.chunk(len(self.fc_norm), dim=-1)
             hidden = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
@@ -167,7 +172,7 @@ class Eagle3Draft(Draft):
         The attention plan holds the keys of earlier steps or tokens, so there is no other cache.
         """
         shape = hidden.shape
-        rows, embeds = hidden.flatten(0, 1), embeds.flatten(0, 1)
+        rows, embeds = hidden.flatten(0, 1), embeds.flatten(0, 1).to(hidden.dtype)
         angles = self.rotary(positions.flatten())
         for layer in self.layers:
             rows = layer(embeds, rows, angles, attention)

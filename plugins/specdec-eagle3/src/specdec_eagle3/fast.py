@@ -22,8 +22,8 @@ from specdec_eagle3.layout import Layout
 from specdec_eagle3.model import Eagle3Draft
 from specdec_eagle3.terms import Terms
 
-# Rows of [rows, D] logits held at once: enough for full-speed matrix products, 100 MB at D = 49152.
-_LOGIT_ROWS = 512
+# Rows of [rows, D] logits held at once: enough for full-speed matrix products, 50 MB at D = 49152.
+_LOGIT_ROWS = 256
 
 KeyValues = list[tuple[Tensor, Tensor]]
 

@@ -28,7 +28,7 @@ from specdec_core.data.batch import Batch
 from specdec_core.errors import UserError
 from specdec_core.target.base import Target
 from specdec_eagle3.config import Eagle3Config
-from specdec_eagle3.model import Attention, Eagle3Draft
+from specdec_eagle3.model import Attention, DecoderLayer, Eagle3Draft
 from specdec_eagle3.supervision import supervised_slots
 
 # Shrinkage of the regressions, relative to each regressor's own variance.
@@ -151,13 +151,14 @@ def fit(draft: Eagle3Draft, target: Target, sample: Sample, options: Eagle3Confi
     solution = solve(Moments.of(draft, target, sample, options), options.norm_before_residual)
     draft.fc.weight.copy_(solution.fc.T)
     draft.norm.weight.mul_(solution.scale)
-    first = draft.layers[0]
+    layers = [layer for layer in draft.layers if isinstance(layer, DecoderLayer)]
+    first = layers[0]
     first.input_layernorm.weight.fill_(1)
     first.hidden_norm.weight.fill_(1)
     _attend_self(first.self_attn, draft.rotary.inv_freq, solution)
-    for layer in draft.layers:
+    for layer in layers:
         layer.mlp.down_proj.weight.zero_()
-    for layer in draft.layers[1:]:
+    for layer in layers[1:]:
         layer.self_attn.o_proj.weight.zero_()
 
 

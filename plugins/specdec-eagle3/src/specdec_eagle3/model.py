@@ -19,6 +19,7 @@ from specdec_core.algorithm.draft import Draft
 from specdec_core.data.vocab import VocabMap
 from specdec_core.errors import UserError
 from specdec_core.nn.attention import AttentionPlan
+from specdec_core.nn.lean import RMSNorm, swiglu_down
 from specdec_core.nn.linear import Linear
 from specdec_core.target.base import Target
 
@@ -100,7 +101,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, H] -> [rows, H]."""
-        projected: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if torch.is_grad_enabled():
+            return swiglu_down(gate, up, self.down_proj.weight, self.down_proj.bias)
+        projected: Tensor = self.down_proj(F.silu(gate).mul_(up))
         return projected
 
 
@@ -112,11 +116,11 @@ class DecoderLayer(nn.Module):
         hidden, eps = config["hidden_size"], config["rms_norm_eps"]
         self.layer = layer
         self.norm_before_residual = bool(config.get("norm_before_residual"))
-        self.input_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.input_layernorm = RMSNorm(hidden, eps=eps)
         if layer == 0:
-            self.hidden_norm = nn.RMSNorm(hidden, eps=eps)
+            self.hidden_norm = RMSNorm(hidden, eps=eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = nn.RMSNorm(hidden, eps=eps)
+        self.post_attention_layernorm = RMSNorm(hidden, eps=eps)
         self.mlp = MLP(config)
 
     def forward(self, embeds: Tensor, hidden: Tensor, angles: tuple[Tensor, Tensor], plan: AttentionPlan) -> Tensor:
@@ -145,10 +149,10 @@ class Eagle3Draft(Draft):
         self.config = dict(config)
         hidden, eps = config["hidden_size"], config["rms_norm_eps"]
         states = len(config["eagle_aux_hidden_state_layer_ids"])
-        self.fc_norm = nn.ModuleList([nn.RMSNorm(hidden, eps=eps) for _ in range(states if config["fc_norm"] else 0)])
+        self.fc_norm = nn.ModuleList([RMSNorm(hidden, eps=eps) for _ in range(states if config["fc_norm"] else 0)])
         self.fc = Linear(states * hidden, hidden, bias=False)
         self.layers = nn.ModuleList([DecoderLayer(config, i) for i in range(config["num_hidden_layers"])])
-        self.norm = nn.RMSNorm(hidden, eps=eps)
+        self.norm = RMSNorm(hidden, eps=eps)
         self.lm_head = Linear(hidden, config["draft_vocab_size"], bias=False)
         self.rotary = Rotary(config)
         self.norm_output = bool(config["norm_output"])

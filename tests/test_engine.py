@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from toy_draft import Toy, ToyDraft
@@ -298,3 +299,9 @@ def test_a_device_that_is_not_there_is_named() -> None:
 def test_a_device_name_that_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match="device"):
         TorchEngineConfig(device="gpu")
+
+
+@pytest.mark.parametrize("threads", [0, 100_000])
+def test_threads_that_no_machine_has_are_refused(threads: int) -> None:
+    with pytest.raises(ValidationError, match="threads"):
+        TorchEngineConfig(threads=threads)

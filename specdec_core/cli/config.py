@@ -14,7 +14,7 @@ from specdec_core.errors import UserError
 app = typer.Typer(no_args_is_help=True, help="Check, complete or describe run configs.")
 
 
-@app.command()
+@app.command(short_help="Validate a config and list every error.")
 def check(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Validate a config, the plugins' own keys included, and list every error at once.
 
@@ -38,7 +38,7 @@ def check(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     typer.echo(f"{config}: valid. {chosen}")
 
 
-@app.command()
+@app.command(short_help="Print a config with every default filled in.")
 def show(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Print the config as TOML with the overrides set and every default filled in.
 
@@ -50,7 +50,7 @@ def show(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     typer.echo(to_toml(run.table), nl=False)
 
 
-@app.command()
+@app.command(short_help="Print the JSON Schema of configs, for editors.")
 def schema(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Write to FILE instead of the terminal.")

@@ -25,10 +25,10 @@ SUPERVISED = "bold green"
 CONTEXT = "dim"
 SMALLEST_VOCABULARY = 1024
 
-app = typer.Typer(no_args_is_help=True, help="Look at training data, make it, and choose a draft vocabulary for it.")
+app = typer.Typer(no_args_is_help=True, help="Look at training data, make it, size its vocabulary.")
 
 
-@app.command()
+@app.command(short_help="Show samples as the draft will see them.")
 def inspect(
     config: ConfigArgument,
     overrides: OverridesArgument = None,
@@ -56,7 +56,7 @@ def inspect(
         console.print(f"data.{split}: {prepared.report.summary()}", soft_wrap=True)
 
 
-@app.command()
+@app.command(short_help="Show what draft vocabularies of several sizes cover.")
 def vocab(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     """Show how much of the data draft vocabularies of several sizes cover.
 
@@ -83,7 +83,7 @@ def vocab(config: ConfigArgument, overrides: OverridesArgument = None) -> None:
     Console(highlight=False).print(table)
 
 
-@app.command()
+@app.command(short_help="Let a target answer prompts, for training.")
 def generate(
     prompts: Annotated[Path, typer.Argument(metavar="PROMPTS.jsonl", show_default=False, help="Questions, as JSONL.")],
     target: Annotated[str, typer.Option(help="A local directory, a .gguf file, or a Hub id.", show_default=False)],

@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
+app.command("eval", short_help="Measure a draft: acceptance length and speed.")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.add_typer(data.app, name="data")
@@ -55,7 +55,8 @@ def root(
 
     A small model, the draft, proposes tokens; the large model, the target, verifies several of them in one
     forward pass and so gives the same text sooner. One TOML file describes a run; algorithms and model families
-    are plugins, which pip installs.
+    are plugins, which pip installs. The least that the file says: path in [target], name in [backbone], name in
+    [algorithm], train in [data].
 
     Start with: specdec plugins list, then specdec config check run.toml, then specdec train run.toml
     """

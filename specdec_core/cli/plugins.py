@@ -22,7 +22,7 @@ KindOption = Annotated[
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A plugin's name, as in the list.")]
 
 
-@app.command("list")
+@app.command("list", short_help="List plugins, installed or catalogued.")
 def list_plugins(
     kind: KindOption = None, as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False
 ) -> None:
@@ -47,7 +47,7 @@ def list_plugins(
         typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[5]]).rstrip())
 
 
-@app.command()
+@app.command(short_help="Show a plugin's options, or why it does not work.")
 def info(name: NameArgument, kind: KindOption = None) -> None:
     """Show everything known of a plugin: its provider, its options with defaults, or why it does not work.
 
@@ -69,7 +69,7 @@ def info(name: NameArgument, kind: KindOption = None) -> None:
             typer.echo(f"\n{record.traceback}")
 
 
-@app.command()
+@app.command(short_help="Print where a plugin's sources stand.")
 def where(name: NameArgument, kind: KindOption = None) -> None:
     """Print file and line of a plugin's class, of its options and of its entry point, without importing them.
 

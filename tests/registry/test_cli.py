@@ -235,6 +235,11 @@ def test_usage_errors_exit_with_2() -> None:
     assert specdec("train", "run.toml", "--lr=3").exit_code == 2
 
 
+@pytest.mark.parametrize("group", [(), ("config",), ("data",), ("plugins",)])
+def test_no_line_of_a_list_of_commands_is_cut_off(group: tuple[str, ...]) -> None:
+    assert "..." not in specdec(*group, "--help").output.partition("Commands:")[2]
+
+
 def test_train_takes_a_config_overrides_and_resume_and_nothing_else() -> None:
     """What a run does is a key of its config; a new flag here would be a second way to say it."""
     from typer.main import get_command

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -18,34 +19,40 @@ from specdec_core.evaluate.run import DRAFT, LOOKUP, Measured
 
 
 def render(measured: Measured) -> RenderableType:
-    """The report for a terminal: methods, prompt sets, verdict, conditions."""
+    """The report for a terminal: conditions, methods, prompt sets, and last the verdict."""
     evaluation, overlaps = measured.evaluation, measured.overlaps
-    parts: list[RenderableType] = [_methods_table(evaluation), ""]
+    parts: list[RenderableType] = [Text(conditions_line(evaluation), style="dim"), "", _methods_table(evaluation), ""]
     if len(evaluation.conditions.prompts) > 1:
         parts += [_categories_table(evaluation), ""]
-    parts += [Text(headline(evaluation), style="bold"), Text(outputs_line(evaluation))]
-    parts += [Text(overlap_line(overlaps))] if overlaps else []
-    parts += ["", Text(conditions_line(evaluation), style="dim")]
-    return Group(*parts)
+    verdict = [*figures_lines(evaluation), outputs_line(evaluation)]
+    verdict += [overlap_line(overlaps)] if overlaps else []
+    return Group(*parts, Panel(Text("\n".join(verdict)), title=Text(headline(evaluation), style="bold"), expand=False))
 
 
 def headline(evaluation: Evaluation) -> str:
-    """The result in a sentence."""
+    """The result in a line."""
+    speedup = evaluation.speedup(evaluation.best(DRAFT))
+    return f"With the draft: {speedup:.2f}× the target's own speed" + ("" if speedup >= 1 else " (SLOWER)")
+
+
+def figures_lines(evaluation: Evaluation) -> list[str]:
+    """Speed and acceptance length of the draft and of prompt lookup, each at its fastest k."""
     best = evaluation.best(DRAFT)
-    speedup = evaluation.speedup(best)
-    verb = f"{speedup:.2f}× as fast as" if speedup >= 1 else f"slower than ({speedup:.2f}×)"
     draft, alone = evaluation.tally(best), evaluation.tally(ALONE)
-    text = (
-        f"With the draft (k = {best.num_draft_tokens}) decoding is {verb} the target alone: "
-        f"{alone.tokens_per_second:.1f} → {draft.tokens_per_second:.1f} tokens/s, τ {draft.tau:.2f}"
-    )
+    ks = sorted({method.num_draft_tokens for method in evaluation.methods if method.name == DRAFT})
+    among = f", the fastest of {', '.join(map(str, ks))}" if len(ks) > 1 else ""
+    lines = [
+        f"Speed: {alone.tokens_per_second:.1f} → {draft.tokens_per_second:.1f} tokens/s with k = "
+        f"{best.num_draft_tokens} draft tokens{among}.",
+        f"τ = {draft.tau:.2f} tokens per forward of the target.",
+    ]
     if any(method.name == LOOKUP for method in evaluation.methods):
         lookup = evaluation.best(LOOKUP)
-        text += f"; n-gram lookup: {evaluation.speedup(lookup):.2f}×, τ {evaluation.tally(lookup).tau:.2f}"
-    ks = sorted({method.num_draft_tokens for method in evaluation.methods if method.name == DRAFT})
-    if len(ks) > 1:
-        text += f". Fastest k of {', '.join(map(str, ks))}: {best.num_draft_tokens}"
-    return text + "."
+        lines.append(
+            f"N-gram lookup, for comparison: {evaluation.speedup(lookup):.2f}×, "
+            f"τ = {evaluation.tally(lookup).tau:.2f} (k = {lookup.num_draft_tokens})."
+        )
+    return lines
 
 
 def outputs_line(evaluation: Evaluation) -> str:

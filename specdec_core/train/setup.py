@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from specdec_core.engine.base import Engine, StepModule
 from specdec_core.errors import UserError
 from specdec_core.registry.resolve import ResolvedRun
 from specdec_core.target.base import Backbone, Target, TargetFacts
+from specdec_core.train.progress import SECONDS_BETWEEN_LINES
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable
         algorithm.init_draft(draft, target)
         if config.draft.init == "fitted":
             say(f"fitting the draft's start to at most {config.draft.fit_tokens:,} tokens")
-            algorithm.fit_draft(draft, target, _sample(loader, source, engine.device, config.draft.fit_tokens))
+            algorithm.fit_draft(draft, target, _sample(loader, source, engine.device, config.draft.fit_tokens, say))
     step = StepModule(algorithm, draft, target)
 
     total_batches = -int(-config.train.epochs * len(loader) // 1)
@@ -169,12 +171,17 @@ def _source(resolved: ResolvedRun, plan: CapturePlan, target: Target) -> Feature
     return FeatureSource(target, plan, cache, resolved.config.target.revision)
 
 
-def _sample(loader: BatchLoader, source: FeatureSource, device: str, tokens: int) -> Iterator[tuple[Batch, Features]]:
+def _sample(
+    loader: BatchLoader, source: FeatureSource, device: str, tokens: int, say: Callable[[str], object]
+) -> Iterator[tuple[Batch, Features]]:
     """Batches of the first epoch, in its order, until they hold `tokens` tokens; the loader itself stays put."""
-    read = 0
+    read, last = 0, time.monotonic()
     for batch in loader.rewound():
         moved = batch.to(device)
         yield moved, source.features(moved)
         read += batch.num_tokens
         if read >= tokens:
             return
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            say(f"fitting: {read:,} tokens read")

@@ -139,7 +139,8 @@ def solve(m: Moments, norm_before_residual: bool) -> Solution:
 def _regress(xx: Tensor, xy: Tensor) -> Tensor:
     """argmin |x W - y|^2 from second moments, with ridge."""
     shrink = xx.diagonal() * _RIDGE + xx.diagonal().mean() * 1e-6
-    return torch.linalg.solve(xx + torch.diag(shrink), xy)
+    solved: Tensor = torch.linalg.solve(xx + torch.diag(shrink), xy)
+    return solved
 
 
 @torch.no_grad()

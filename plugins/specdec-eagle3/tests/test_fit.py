@@ -245,7 +245,11 @@ class TestFit:
 
     @torch.no_grad()
     def test_a_slot_in_its_document_sees_mostly_itself(self) -> None:
-        algorithm, draft, _, sample = fitted(Eagle3Config(steps=3))
+        algorithm, draft, target = build(Eagle3Config(steps=3))
+        sample = sample_of(target, seeds=(1, 2, 3, 4))
+        for projection in (draft.layers[0].self_attn.q_proj, draft.layers[0].self_attn.k_proj):
+            projection.weight.normal_(generator=torch.Generator().manual_seed(6))
+        algorithm.fit_draft(draft, target, sample)
         (batch, features), *_ = sample
         real = batch.document_ids >= 0
         expected = linear_step(draft, batch, features, sample, algorithm.options)[real]
@@ -253,6 +257,19 @@ class TestFit:
         error = float((found - expected).norm() / expected.norm())
         # 3.5 nats leave 3% to the slot before; the constant that its inputs make is not quite one.
         assert error < 0.1
+
+    def test_heads_without_output_keep_their_queries_but_on_the_pairs_that_tell_neighbours_apart(self) -> None:
+        algorithm, draft, target = build(Eagle3Config())
+        weight = draft.layers[0].self_attn.q_proj.weight
+        before = weight.detach().clone().view(4, 16, -1)
+        algorithm.fit_draft(draft, target, sample_of(target))
+        after = weight.detach().view(4, 16, -1)
+        # Two of four heads carry the step; of eight pairs, three turn by more than 0.05 a slot.
+        fast = torch.tensor([0, 1, 2, 8, 9, 10])
+        slow = torch.tensor([i for i in range(16) if i not in fast])
+        for head in (1, 3):
+            assert not after[head, fast].any()
+            assert torch.equal(after[head, slow], before[head, slow])
 
     @pytest.mark.parametrize("vocab", [None, 30])
     @pytest.mark.parametrize("options", VARIANTS)

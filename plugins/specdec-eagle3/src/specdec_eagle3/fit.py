@@ -185,14 +185,14 @@ def _attend_self(attention: Attention, rotation: Tensor, solution: Solution) -> 
     queries[::group, :pairs] = direction.to(queries.dtype)
 
     # The best approximation at the value heads' rank, errors weighed by how the inputs vary.
-    # The moments are float32 sums: a few repeated tokens can leave them negative by 1e-9 of their trace.
-    lift = 1e-8 * solution.inputs.trace() * torch.eye(len(solution.inputs), dtype=torch.float64)
-    root = torch.linalg.cholesky(solution.inputs + lift)
-    left, strength, right = torch.linalg.svd(root.T @ solution.step, full_matrices=False)
+    # Powers along axes in which a small sample does not vary are rounding errors, of either sign.
+    powers, axes = torch.linalg.eigh(solution.inputs)
+    root = powers.clamp(min=1e-6 * powers.mean()).sqrt().unsqueeze(1)
+    left, strength, right = torch.linalg.svd(root * (axes.T @ solution.step), full_matrices=False)
     rank = min(len(keys) * dim, len(strength))
     half = strength[:rank].sqrt()
     value = torch.zeros_like(attention.v_proj.weight)
-    value[:rank] = torch.linalg.solve(root.T, left[:, :rank] * half).T.to(value.dtype)
+    value[:rank] = (axes @ (left[:, :rank] * half / root)).T.to(value.dtype)
     attention.v_proj.weight.copy_(value)
     attention.o_proj.weight.zero_()
     for index in range(len(keys)):

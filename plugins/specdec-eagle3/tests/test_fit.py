@@ -288,6 +288,21 @@ class TestFit:
         algorithm.fit_draft(draft, target, sample)
         assert loss(algorithm, draft, target, sample) < before
 
+    @torch.no_grad()
+    def test_value_heads_of_too_small_a_rank_err_least_where_inputs_vary_most(self) -> None:
+        algorithm, draft, target = build(Eagle3Config(steps=2), head_dim=8)
+        sample = sample_of(target)
+        solution = solve(Moments.of(draft, target, sample, algorithm.options), False)
+        algorithm.fit_draft(draft, target, sample)
+        attention = draft.layers[0].self_attn
+        # Query heads 0 and 2 of four read key heads 0 and 1.
+        carried = torch.cat([attention.o_proj.weight[:, :8], attention.o_proj.weight[:, 16:24]], 1)
+        missed = solution.step - (carried @ attention.v_proj.weight).T.double()
+        power = (missed.T @ solution.inputs @ missed).trace()
+        wanted = solution.step.T @ solution.inputs @ solution.step
+        least = torch.linalg.eigvalsh(wanted)[:-16].sum()
+        assert float(power) == pytest.approx(float(least), rel=1e-3)
+
     def test_the_rest_stays_as_it_was(self) -> None:
         algorithm, draft, target = build(Eagle3Config(num_layers=2, fc_norm=True))
         before = {name: p.clone() for name, p in draft.named_parameters()}

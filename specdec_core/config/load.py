@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from specdec_core.config.overrides import apply_overrides
 from specdec_core.config.problems import Problem, closest, validation_problems
-from specdec_core.config.run import PLUGIN_SECTIONS, RunConfig
+from specdec_core.config.run import PLUGIN_SECTIONS, PluginSection, RunConfig
 from specdec_core.errors import UserError, UserErrors
 
 
@@ -52,10 +52,20 @@ def _syntax_error(message: str, text: str) -> tuple[str, int, int]:
 def read_config(path: Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """The file with the overrides set in it, not yet validated, and a sentence for each that could not be set."""
     raw = read_toml(path)
+    _name_plugins(raw)
+    problems = apply_overrides(raw, overrides)
+    _name_plugins(raw)
+    return raw, problems
+
+
+def _name_plugins(raw: dict[str, Any]) -> None:
+    """Write a plugin section that is a name as a table, and name the default plugin of one that says none."""
     for section in PLUGIN_SECTIONS:
+        default = RunConfig.model_fields[section].default
         if isinstance(raw.get(section), str):
             raw[section] = {"name": raw[section]}
-    return raw, apply_overrides(raw, overrides)
+        elif isinstance(raw.get(section), dict) and isinstance(default, PluginSection):
+            raw[section].setdefault("name", default.name)
 
 
 def validate_config(raw: dict[str, Any]) -> tuple[RunConfig | None, list[Problem]]:

@@ -51,7 +51,9 @@ class Eagle3Config(BaseModel):
         description="Slots supervised at step k: strict asks m[t+1..t+2+k], speculators m[t+1+k], specforge m[t+k].",
     )
     filter_teacher: bool = Field(False, description="Leave out slots whose teacher's top token the draft cannot say.")
-    objective: Literal["cross_entropy", "kl"] = Field("cross_entropy", description="kl subtracts the teacher's entropy from the figure shown; the gradient is the same.")
+    objective: Literal["cross_entropy", "kl"] = Field(
+        "cross_entropy", description="kl subtracts the teacher's entropy: another figure, the same gradient."
+    )
     reduction: Literal["token", "sequence", "slot"] = Field(
         "token", description="Mean over supervised tokens, over sequences of their token means, or over all slots."
     )

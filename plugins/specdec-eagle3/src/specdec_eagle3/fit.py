@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from specdec_core.capture.features import Features
 from specdec_core.data.batch import Batch
 from specdec_core.errors import UserError
+from specdec_core.nn.linear import linear
 from specdec_core.target.base import Target
 from specdec_eagle3.config import Eagle3Config
 from specdec_eagle3.model import Attention, DecoderLayer, Eagle3Draft
@@ -33,7 +34,7 @@ from specdec_eagle3.supervision import supervised_slots
 
 # Shrinkage of the regressions, relative to each regressor's own variance.
 _RIDGE = 1e-3
-# What h F ~ s weighs beside the prediction; measured on SmolLM2, flat around it.
+# What h F ~ s weighs beside the prediction.
 _AGREEMENT = 0.3
 # A slot's own key beats its left neighbour's by this many nats; farther ones by more.
 _FOCUS = 3.5
@@ -62,7 +63,9 @@ class Moments:
     def of(cls, draft: Eagle3Draft, target: Target, sample: Sample, options: Eagle3Config) -> Moments:
         """Sum over the sample. Raises UserError if nothing in it is supervised."""
         hidden, eps = int(draft.config["hidden_size"]), float(draft.config["rms_norm_eps"])
-        final_norm = target.layer_state(target.facts.num_layers)["weight"].float()
+        weight = target.layer_state(target.facts.num_layers)["weight"].float()
+        # A coordinate that the final norm silences says nothing of the state before it.
+        unweigh = torch.where(weight.abs() > 1e-3 * weight.abs().mean(), 1 / weight, 0.0)
         total, count, parts = torch.zeros(()), 0, {}
         for batch, features in sample:
             assert features.last_hidden is not None
@@ -74,7 +77,7 @@ class Moments:
             if options.fc_norm:
                 captured = [F.rms_norm(x.float(), (hidden,), eps=eps) for x in captured]
             last = features.last_hidden.float()
-            says = last / final_norm.to(last.device)
+            says = last * unweigh.to(last.device)
             values = {
                 "1": torch.ones_like(last[..., :1]),
                 "h": torch.cat(captured, dim=-1),
@@ -83,7 +86,7 @@ class Moments:
                 "z": _following(says),
             }
             x = torch.cat([part.flatten(0, 1)[slots].float() for part in values.values()], dim=-1)
-            total, count = total.to(x.device) + x.T @ x, count + len(x)
+            total, count = total.to(x.device) + linear(x.T, x.T), count + len(x)
             ends = torch.tensor([part.shape[-1] for part in values.values()]).cumsum(0).tolist()
             parts = {name: slice(a, b) for name, a, b in zip(values, [0, *ends], ends, strict=False)}
         if not count:

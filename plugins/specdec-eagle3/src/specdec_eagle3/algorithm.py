@@ -103,7 +103,7 @@ class Eagle3(Algorithm):
         """Chain drafting."""
         assert isinstance(draft, Eagle3Draft)
         pack_linear(draft, rows=1)
-        return Eagle3Drafter(draft)
+        return Eagle3Drafter(draft, self.options.min_confidence)
 
     def export(self, draft: Draft, facts: TargetFacts) -> ExportedDraft:
         """The names of FACTS' engines: fc, midlayer, norm, lm_head, d2t, t2d."""

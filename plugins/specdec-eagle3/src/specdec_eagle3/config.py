@@ -64,6 +64,11 @@ class Eagle3Config(BaseModel):
         1.0, description="fc's learning rate over train.lr. Its inputs hold huge coordinates: a fitted fc wants little."
     )
     init_layer: int | None = Field(None, description="Target layer that draft.init = 'target' copies. None: the last.")
+    min_confidence: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="When decoding, draft no further once the drafted tokens' probabilities multiply to less. "
+        "0 always drafts all k, without waiting for the device after each.",
+    )
     implementation: Literal["fast", "plain"] = Field("fast", description="plain is the readable twin, slow.")
     recompute: bool = Field(False, description="Recompute activations in the backward: less memory, more time.")
 

@@ -51,8 +51,10 @@ class CachedAttention:
 class Eagle3Drafter(Drafter):
     """Slot i reads the target's states at i and the token after it; guesses are fed back as in training."""
 
-    def __init__(self, draft: Eagle3Draft) -> None:
+    def __init__(self, draft: Eagle3Draft, min_confidence: float = 0.0) -> None:
+        """A chain ends early once the probabilities of its tokens multiply to less than `min_confidence`."""
         self.draft = draft
+        self.min_confidence = min_confidence
         self.attention = CachedAttention(len(draft.layers))
         self.verified = 0
         self.state: Tensor | None = None
@@ -81,19 +83,28 @@ class Eagle3Drafter(Drafter):
         return out[:, -1:]
 
     def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
-        """A chain of `num_tokens`, greedy or sampled from the draft's own distribution."""
+        """A chain of at most `num_tokens`, greedy or sampled from the draft's own distribution.
+
+        Whether it goes on depends on what it has drafted and on nothing of the target, so that rejection sampling
+        stays exact.
+        """
         assert self.state is not None
-        state, tokens, probs = self.state, [], []
+        state, tokens, probs, confidence = self.state, [], [], 1.0
         for k in range(num_tokens):
             logits = self.draft.compute_logits(state)[0, -1].float()
             if sampling.temperature > 0:
-                distribution = (logits / sampling.temperature).softmax(-1)
+                logits = logits / sampling.temperature
+                distribution = logits.softmax(-1)
                 choice = torch.multinomial(distribution, 1, generator=sampling.generator)
                 probs.append(self._over_target_vocabulary(distribution))
             else:
                 choice = logits.argmax(-1, keepdim=True)
             token = choice if self.draft.draft_ids is None else self.draft.draft_ids[choice]
             tokens.append(token)
+            if self.min_confidence:
+                confidence *= float((logits[choice] - logits.logsumexp(-1)).exp())
+                if confidence < self.min_confidence:
+                    break
             if k + 1 < num_tokens:
                 position = torch.tensor([self.position + k], device=token.device)
                 state = self._step(token, self.draft.feedback(state), position)

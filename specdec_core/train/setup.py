@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from specdec_core.algorithm.base import Algorithm
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.capture.source import FeatureSource
@@ -18,11 +16,11 @@ from specdec_core.checkpoint.store import Checkpoint
 from specdec_core.checkpoint.weights import SavedDraft, read_saved_draft, vocab_of
 from specdec_core.config.run import RunConfig
 from specdec_core.data.batch import Batch
-from specdec_core.data.dataset import flat, supervised_ids
+from specdec_core.data.dataset import flat
 from specdec_core.data.loader import BatchLoader
 from specdec_core.data.packing import Rows
 from specdec_core.data.prepare import prepare_dataset
-from specdec_core.data.vocab import VocabMap
+from specdec_core.data.vocab import VocabMap, count_supervised
 from specdec_core.engine.base import Engine, StepModule
 from specdec_core.errors import UserError
 from specdec_core.registry.resolve import ResolvedRun
@@ -160,9 +158,7 @@ def _vocab(draft_config: dict[str, Any], rows: Rows, facts: TargetFacts, saved: 
         return saved.vocab
     if size == facts.vocab_size:
         return None
-    counts = torch.zeros(facts.vocab_size, dtype=torch.int64)
-    for ids in supervised_ids(rows.dataset):
-        counts += torch.bincount(torch.from_numpy(ids.astype("int64")), minlength=facts.vocab_size)
+    counts = count_supervised(rows.dataset, facts.vocab_size)
     return VocabMap.from_counts(counts, size, always=facts.stop_token_ids)
 
 

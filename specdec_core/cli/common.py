@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from specdec_core.registry.registry import Registry
     from specdec_core.registry.resolve import ResolvedRun
 
@@ -38,3 +40,18 @@ def load_run(config: Path, overrides: Sequence[str] | None = None) -> tuple[Reso
 
     registry = Registry.discover()
     return resolve_file(config, list(overrides or ()), registry), registry
+
+
+def progress_bar(what: str, **options: Any) -> Progress:
+    """A bar with the number done, the time taken and the time left; `options` are rich's."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"))
+    return Progress(*columns, TimeRemainingColumn(), **options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specdec_core.cli.common import ConfigArgument, OverridesArgument, load_run
+from specdec_core.cli.common import ConfigArgument, OverridesArgument, load_run, progress_bar
 from specdec_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -209,19 +209,7 @@ def _writing(out: Path) -> Iterator[None]:
 def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr; the callback is told how many prompts have been handled beyond the first `done`."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = (
-        TextColumn("prompts"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with progress_bar("prompts", console=Console(stderr=True)) as bar:
         task = bar.add_task("prompts", total=total, completed=done)
         yield lambda handled: bar.update(task, completed=done + handled)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specdec_core.cli.common import OverridesArgument
+from specdec_core.cli.common import OverridesArgument, progress_bar
 from specdec_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,21 +98,9 @@ def _packs(files: list[str]) -> list[PromptPack]:
 def _progress() -> Iterator[Callable[[int, int], None]]:
     """On stderr: a bar on a terminal, now and then a line elsewhere."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("decoding"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar("decoding", console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("decoding", total=None)
         last = time.monotonic()
 

@@ -250,9 +250,9 @@ def test_prompts_are_checked_before_anything_is_decoded() -> None:
 # The report
 
 
-def text_of(evaluation: Evaluation, overlaps: dict[str, Overlap] | None = None) -> str:
+def text_of(evaluation: Evaluation, overlaps: dict[str, Overlap] | None = None, draft_dtype: str = "float32") -> str:
     console = Console(width=250, file=io.StringIO())
-    console.print(render(Measured(evaluation, overlaps or {})), soft_wrap=True)
+    console.print(render(Measured(evaluation, overlaps or {}, draft_dtype)), soft_wrap=True)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -286,6 +286,10 @@ def test_the_report_says_what_was_found_and_how(evaluation: Evaluation) -> None:
     assert {("target", "alone"), ("draft", "2"), ("draft", "3"), ("poems", "(1)")} <= table
 
 
+def test_a_draft_of_another_type_than_the_targets_is_said_to_be(evaluation: Evaluation) -> None:
+    assert "float32, the draft int8, cpu" in text_of(evaluation, draft_dtype="int8")
+
+
 def test_a_draft_that_slows_the_target_down_is_called_that(seconds: Callable[[float], None]) -> None:
     wrong = draft(timed(seconds, lambda text, n: [0] * n), k=3)
     evaluation = evaluate(timed_target(seconds), [encoded(0)], [wrong], max_new_tokens=26)
@@ -293,8 +297,9 @@ def test_a_draft_that_slows_the_target_down_is_called_that(seconds: Callable[[fl
 
 
 def test_the_json_holds_everything(evaluation: Evaluation) -> None:
-    found = json.loads(json.dumps(as_json(Measured(evaluation, {"prompts": Overlap(8, 1, 8)}))))
+    found = json.loads(json.dumps(as_json(Measured(evaluation, {"prompts": Overlap(8, 1, 8)}, "int8"))))
     assert found["conditions"]["prompts"] == {"sums": 2, "poems": 1}
+    assert found["conditions"]["draft_dtype"] == "int8"
     assert {"drafting", "temperature", "max_new_tokens", "dtype", "device", "threads"} <= found["conditions"].keys()
     assert found["best_num_draft_tokens"] == 3
     by_name = {(m["method"], m["num_draft_tokens"]): m for m in found["methods"]}
@@ -351,7 +356,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         target = PlainTarget(byte_logits, 256, stop_token_ids=(10,), tokenizer=ByteTokenizer())
         return SimpleNamespace(
             config=RunConfig.model_validate(raw), resolved=SimpleNamespace(prompts=()), target=target,
-            algorithm=CountingAlgorithm(), draft=None,
+            algorithm=CountingAlgorithm(), draft=None, draft_dtype="float32",
         )  # fmt: skip
 
     def template(*_: object) -> SimpleNamespace:

@@ -24,6 +24,7 @@ from specdec_core.checkpoint.open import open_run
 from specdec_core.config.load import load_config
 from specdec_core.errors import UserError
 from specdec_core.export.run import export_run
+from specdec_core.nn.int8 import Int8Linear
 from specdec_core.registry.hooks import hookimpl
 from specdec_core.registry.lock import read_lock
 from specdec_core.registry.registry import Registry
@@ -307,10 +308,13 @@ def test_an_opened_run_is_the_draft_that_was_saved(
     assert (opened.config.eval.num_draft_tokens, opened.resolved.config.algorithm.name) == (7, "toy")
     assert {p.dtype for p in opened.draft.parameters()} == {torch.bfloat16}
     assert not opened.draft.training
-    exact = open_run(store.checkpoint_path(run, 4), registry, dtype=torch.float32)
+    exact = open_run(store.checkpoint_path(run, 4), registry, draft_dtype="float32")
     saved = store.load(store.checkpoint_path(run, 4)).draft
     assert exact.step == 4
     assert all(torch.equal(saved[name], tensor) for name, tensor in exact.draft.state_dict().items())
+    rounded = open_run(run, registry, overrides=["eval.draft_dtype=int8"])
+    assert (rounded.draft_dtype, opened.draft_dtype) == ("int8", "bfloat16")
+    assert {type(layer) for layer in rounded.draft.heads} == {Int8Linear}  # type: ignore[union-attr]
     assert not caplog.records
     with pytest.raises(UserError, match=r"algorithm\.nonsense"):
         open_run(run, registry, overrides=["algorithm.nonsense=1"])

@@ -19,6 +19,7 @@ from specdec_core.config.overrides import apply_overrides
 from specdec_core.config.run import RunConfig
 from specdec_core.engine.device import choose_device
 from specdec_core.engine.masters import cast_parameters
+from specdec_core.nn.int8 import quantize_linear
 from specdec_core.registry.lock import Lock
 from specdec_core.registry.registry import Registry
 from specdec_core.registry.resolve import ResolvedRun, resolve
@@ -33,10 +34,12 @@ class OpenedRun:
 
     path    the checkpoint that was read
     step    the optimizer step of its weights
+    draft_dtype  the type that the draft computes in, one of `eval.draft_dtype`
     """
 
     path: Path
     step: int
+    draft_dtype: str
     config: RunConfig
     resolved: ResolvedRun
     target: Target
@@ -45,12 +48,12 @@ class OpenedRun:
 
 
 def open_run(
-    path: Path, registry: Registry, *, overrides: Sequence[str] = (), dtype: torch.dtype | None = None
+    path: Path, registry: Registry, *, overrides: Sequence[str] = (), draft_dtype: str | None = None
 ) -> OpenedRun:
     """Rebuild what a checkpoint was saved from. `path` is a run directory (its newest checkpoint) or a checkpoint.
 
-    `overrides` are `section.key=value`, as on the command line; `engine.device` says where to load. `dtype` is the
-    draft's, None the one it was trained in (`train.dtype`). Raises UserError if there is no checkpoint, if it was
+    `overrides` are `section.key=value`, as on the command line; `engine.device` says where to load. `draft_dtype` is
+    one of `eval.draft_dtype`, None what the config says. Raises UserError if there is no checkpoint, if it was
     damaged, or if the overrides or the target do not fit it.
     """
     place = find_checkpoint(path)
@@ -69,6 +72,9 @@ def open_run(
     with torch.random.fork_rng(devices=[]):
         draft = algorithm.build_draft(checkpoint.draft_config, target, vocab_of(checkpoint.vocab))
     load_weights(draft, checkpoint.draft, str(place))
-    cast_parameters(draft, dtype or getattr(torch, config.train.dtype))
+    draft_dtype = draft_dtype or config.eval.draft_dtype or config.train.dtype
+    cast_parameters(draft, torch.float32 if draft_dtype == "int8" else getattr(torch, draft_dtype))
     draft.requires_grad_(False).to(target.device).eval()
-    return OpenedRun(place, checkpoint.step, config, resolved, target, algorithm, draft)
+    if draft_dtype == "int8":
+        quantize_linear(draft)
+    return OpenedRun(place, checkpoint.step, draft_dtype, config, resolved, target, algorithm, draft)

@@ -127,6 +127,10 @@ class EvalSection(Section):
     max_new_tokens: Annotated[int, Field(ge=1)] = Field(128, description="Tokens generated per prompt.")
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 is greedy.")
     seed: Seed = Field(0, description="Seed of sampling.")
+    draft_dtype: Literal["float32", "bfloat16", "int8"] | None = Field(
+        None,
+        description="The draft's type while it proposes; int8 rounds its linear layers, on a CPU. None: train.dtype.",
+    )
 
 
 class RunConfig(Section):

@@ -21,7 +21,7 @@ from specdec_core.evaluate.run import DRAFT, LOOKUP, Measured
 def render(measured: Measured) -> RenderableType:
     """The report for a terminal: conditions, methods, prompt sets, and last the verdict."""
     evaluation, overlaps = measured.evaluation, measured.overlaps
-    parts: list[RenderableType] = [Text(conditions_line(evaluation), style="dim"), "", _methods_table(evaluation), ""]
+    parts: list[RenderableType] = [Text(conditions_line(measured), style="dim"), "", _methods_table(evaluation), ""]
     if len(evaluation.conditions.prompts) > 1:
         parts += [_categories_table(evaluation), ""]
     verdict = [*figures_lines(evaluation), outputs_line(evaluation)]
@@ -80,14 +80,16 @@ def overlap_line(overlaps: Mapping[str, Overlap]) -> str:
     return f"{n}-word sequences that stand in the training text too: {shares}."
 
 
-def conditions_line(evaluation: Evaluation) -> str:
+def conditions_line(measured: Measured) -> str:
     """Under which conditions the figures were taken."""
+    evaluation = measured.evaluation
     c = evaluation.conditions
+    draft = "" if measured.draft_dtype == c.dtype else f", the draft {measured.draft_dtype}"
     prompts = ", ".join(f"{name} {count}" for name, count in c.prompts.items())
     return (
         f"{c.target}; chain, T = {c.temperature:g}, at most {c.max_new_tokens} new tokens; {sum(c.prompts.values())} "
-        f"prompts ({prompts}); {c.dtype}, {c.device}, {c.threads} threads, torch {c.torch}. τ and speed are of the "
-        "decode phase: reading the prompt and the first token are left out; with them the draft's speed-up is "
+        f"prompts ({prompts}); {c.dtype}{draft}, {c.device}, {c.threads} threads, torch {c.torch}. τ and speed are of "
+        "the decode phase: reading the prompt and the first token are left out; with them the draft's speed-up is "
         f"{_with_prefill(evaluation, evaluation.best(DRAFT)):.2f}×."
     )
 
@@ -96,7 +98,7 @@ def as_json(measured: Measured) -> dict[str, Any]:
     """Everything: conditions, figures by method and category, and each prompt's own."""
     evaluation, overlaps = measured.evaluation, measured.overlaps
     return {
-        "conditions": {"drafting": "chain", **asdict(evaluation.conditions)},
+        "conditions": {"drafting": "chain", "draft_dtype": measured.draft_dtype, **asdict(evaluation.conditions)},
         "best_num_draft_tokens": evaluation.best(DRAFT).num_draft_tokens,
         "methods": [
             {

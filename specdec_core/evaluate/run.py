@@ -21,10 +21,14 @@ LOOKUP = "n-gram lookup"
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluation, and which of its texts stand in the training text (empty if that is not at hand)."""
+    """An evaluation, which of its texts stand in the training text, and the type that the draft computed in.
+
+    `overlaps` is empty if the training text is not at hand.
+    """
 
     evaluation: Evaluation
     overlaps: dict[str, Overlap]
+    draft_dtype: str
 
 
 def evaluate_run(
@@ -62,7 +66,7 @@ def evaluate_run(
         seed=config.eval.seed,
         on_progress=on_progress,
     )
-    return Measured(evaluation, _overlaps(opened, evaluation))
+    return Measured(evaluation, _overlaps(opened, evaluation), opened.draft_dtype)
 
 
 def _overlaps(opened: OpenedRun, evaluation: Evaluation) -> dict[str, Overlap]:

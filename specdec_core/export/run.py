@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from specdec_core.checkpoint import store
 from specdec_core.checkpoint.open import open_run
 from specdec_core.errors import UserError
@@ -25,7 +23,7 @@ def export_run(run: Path, out: Path, registry: Registry, *, exporter: str | None
             raise UserError(f"{run} has no best checkpoint; export its newest one, without --best")
         run = found
     overrides = [f"export={{name='{exporter}'}}"] if exporter else []
-    opened = open_run(run, registry, overrides=overrides, dtype=torch.float32)
+    opened = open_run(run, registry, overrides=overrides, draft_dtype="float32")
     writer: Exporter = opened.resolved.export.load()
     exported = opened.algorithm.export(opened.draft, opened.target.facts)
     lock = opened.resolved.lock.model_dump(mode="json")

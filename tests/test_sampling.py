@@ -11,7 +11,7 @@ from plain_targets import PlainTarget, ScriptedDrafter
 from torch import Generator, Tensor
 
 from specdec_core.algorithm.proposal import Proposal, Sampling
-from specdec_core.decode import loop
+from specdec_core.decode import verify
 from specdec_core.decode.loop import decode
 from specdec_core.decode.verify import accept_sampled, distribution
 
@@ -179,7 +179,7 @@ def test_a_sampled_text_is_the_targets_own(drafter: GuessingDrafter | None) -> N
 
 @pytest.mark.parametrize("rule", [accept_all, no_residual])
 def test_the_text_shows_a_broken_rule(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "accept_sampled", rule)
+    monkeypatch.setattr(verify, "accept_sampled", rule)
     assert triples(GuessingDrafter(False), 5000) < 1e-9
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from specdec_core.algorithm.draft_json import read_draft_json
 from specdec_core.config.run import DraftSection
 from specdec_core.errors import UserError, UserErrors
 from specdec_core.target.base import TargetFacts
 from specdec_eagle3.config import Eagle3Config
-from specdec_eagle3.draft_json import check_heads, check_types
+from specdec_eagle3.draft_json import DraftJson, check_heads
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
 
@@ -93,16 +93,7 @@ def _eagle_keys(options: Eagle3Config, facts: TargetFacts) -> dict[str, Any]:
 
 def read(path: Path, options: Eagle3Config, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
     """A draft JSON, checked against the target and the run config; every disagreement is reported at once."""
-    try:
-        loaded = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"draft.config: cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"draft.config: {path} is not JSON: {error}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"draft.config: {path} holds {type(loaded).__name__}, not an object")
-    loaded = {key: value for key, value in loaded.items() if value is not None}
-    check_types(path, loaded)
+    loaded = read_draft_json(path, DraftJson)
     problems = [f"draft.config: {path} lacks {key!r}" for key in _REQUIRED if key not in loaded]
     for key in _SHARED:
         if key in loaded and loaded[key] != getattr(facts, key):

@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specdec_core.capture.features import Features
-from specdec_core.data.batch import Batch
+from specdec_core.data.batch import Batch, ahead
 from specdec_core.target.base import Target
 from specdec_eagle3.config import Eagle3Config
 from specdec_eagle3.model import Eagle3Draft
-from specdec_eagle3.supervision import ahead
 from specdec_eagle3.terms import Terms
 
 

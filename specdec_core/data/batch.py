@@ -52,7 +52,7 @@ class Batch:
 
 
 def ahead(x: Tensor, distance: int, fill: float | bool | int) -> Tensor:
-    """x[:, t + distance] at slot t of [B, S], `fill` past the row's end."""
+    """x[:, t + distance] at slot t of [B, S, ...], `fill` past the row's end."""
     shifted = torch.full_like(x, fill)
     if distance < x.shape[1]:
         shifted[:, : x.shape[1] - distance] = x[:, distance:]

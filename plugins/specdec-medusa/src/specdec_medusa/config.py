@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from specdec_medusa.trees import Choices, check_choices
 
@@ -53,13 +53,21 @@ class MedusaConfig(BaseModel):
             return {**PRESETS.get(str(values.get("preset", "default")), {}), **values}
         return values
 
-    @model_validator(mode="after")
-    def _check_tree(self) -> MedusaConfig:
-        if isinstance(self.tree, tuple):
-            check_choices(self.tree, self.heads)
-        if self.tree_accuracy is not None and len(self.tree_accuracy) != self.heads:
-            raise ValueError(f"tree_accuracy holds {len(self.tree_accuracy)} values for {self.heads} heads")
-        return self
+    @field_validator("tree", mode="after")
+    @classmethod
+    def _paths_make_a_tree(cls, tree: Any, info: ValidationInfo) -> Any:
+        if isinstance(tree, tuple) and "heads" in info.data:
+            check_choices(tree, info.data["heads"])
+        return tree
+
+    @field_validator("tree_accuracy", mode="after")
+    @classmethod
+    def _one_accuracy_for_each_head(
+        cls, value: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
+        if value is not None and len(value) != info.data.get("heads", len(value)):
+            raise ValueError(f"there are {info.data['heads']} heads, and an accuracy for each is needed")
+        return value
 
     @property
     def head_weights(self) -> list[float]:

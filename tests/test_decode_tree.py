@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plain_targets import PlainTarget, ScriptedDrafter
 from torch import Generator, Tensor
 
-from specdec_core.algorithm.proposal import Proposal, Sampling, Verified
+from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verified
 from specdec_core.capture.features import CapturePlan
 from specdec_core.decode.loop import Emission, decode, prompt_batch
 from specdec_core.decode.tree import DraftTree
@@ -312,6 +312,35 @@ class Watched:
     def decode(self, plan: CapturePlan, capacity: int) -> DecodeSession:
         self.session = self.target.decode(plan, capacity)
         return self.session
+
+
+@pytest.mark.parametrize(("parents", "expected"), [(None, 1), ([-1, -1, 0], 2)])
+def test_a_round_waits_for_the_device_once(
+    tiny_target: Target, parents: list[int] | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for what was decided; a tree's parents, on the CPU already, are read besides."""
+    whole = Proposal(torch.tensor([5, 6, 7]), None if parents is None else torch.tensor(parents))
+
+    class Fixed(Drafter):
+        def begin(self, verified: Verified) -> None:
+            pass
+
+        def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
+            return whole
+
+        def accept(self, verified: Verified) -> None:
+            pass
+
+    read: list[str] = []
+    for name in ("tolist", "item", "__int__"):
+        method = getattr(Tensor, name)
+        monkeypatch.setattr(Tensor, name, lambda x, n=name, own=method: read.append(n) or own(x))
+    rounds = decode(tiny_target, Fixed(), [5, 6, 7], num_draft_tokens=3, max_new_tokens=99)
+    next(rounds), next(rounds)  # the prompt, and a round in which a tree's mask is made
+    for _ in range(3):
+        read.clear()
+        next(rounds)
+        assert read == ["tolist"] * expected
 
 
 def test_a_target_that_cannot_read_trees_says_so(load: Callable[..., Target]) -> None:

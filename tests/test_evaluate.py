@@ -274,7 +274,7 @@ def test_the_report_says_what_was_found_and_how(evaluation: Evaluation) -> None:
         "With the draft: 2.67× the target's own speed",
         "Speed: 1.0 → 2.7 tokens/s with k = 3 draft tokens, the fastest of 2, 3.",
         "τ = 4.00 tokens per forward of the target.",
-        "N-gram lookup, for comparison: 1.33×, τ = 2.00 (k = 3).",
+        "N-gram lookup, for comparison: 1.33×, τ = 2.00 (chain, k = 3).",
         "Outputs: all 9 are identical to the target's own.",
         "8-word sequences that stand in the training text too: prompts 12.5%, outputs too short to tell.",
         "plain; chain, T = 0, at most 25 new tokens; 3 prompts (sums 2, poems 1); float32, cpu",
@@ -442,9 +442,9 @@ def test_accepted_tokens_are_coloured_on_a_terminal() -> None:
     console = Console(file=file, force_terminal=True, color_system="standard", highlight=False)
     stream = TextStream(ByteTokenizer())
     emissions = [
-        Emission(tuple(b"a"), 0, 0, 0, 0, True),
-        Emission(tuple(b"bcd"), 2, 2, 0, 0),
-        Emission((10,), 0, 0, 0, 0),
+        Emission(tuple(b"a"), 0, 0, 0, 0, 0, True),
+        Emission(tuple(b"bcd"), 2, 2, 2, 0, 0),
+        Emission((10,), 0, 0, 0, 0, 0),
     ]
     print_stream(emissions, stream, console)
     assert file.getvalue() == "a\x1b[32mb\x1b[0m\x1b[32mc\x1b[0md\n"

@@ -38,7 +38,12 @@ def evaluate(
     ] = None,
     k: Annotated[
         str | None,
-        typer.Option("-k", "--k", metavar="K,...", help="Draft tokens per forward of the target; several: a sweep."),
+        typer.Option(
+            "-k",
+            "--k",
+            metavar="K,...",
+            help="Draft tokens per forward of the target (of a tree: its depth); several: a sweep.",
+        ),
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens generated per prompt: eval.max_new_tokens.")

@@ -123,7 +123,9 @@ class EvalSection(Section):
 
     prompts: tuple[PluginSection, ...] = Field((), description="Prompt packs; each names its plugin.")
     max_prompts: Annotated[int, Field(ge=1)] | None = Field(None, description="Prompts taken of each pack.")
-    num_draft_tokens: Annotated[int, Field(ge=1)] = Field(4, description="Tokens drafted per target forward (k).")
+    num_draft_tokens: Annotated[int, Field(ge=1)] = Field(
+        4, description="Tokens drafted per target forward (k); of a tree its depth, whatever its number of nodes."
+    )
     max_new_tokens: Annotated[int, Field(ge=1)] = Field(128, description="Tokens generated per prompt.")
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 is greedy.")
     seed: Seed = Field(0, description="Seed of sampling.")

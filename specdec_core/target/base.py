@@ -72,7 +72,9 @@ class DecodeSession(ABC):
     def forward(self, ids: Tensor, parents: Sequence[int] | None = None) -> tuple[Tensor, Features]:
         """Append `ids` [n] and return logits [n, V] and features of those slots, [1, n, ...].
 
-        `parents[i]` is the index in `ids` of the token before ids[i], or -1 for the cache's end; None is a chain.
+        `parents[i]` < i is the index in `ids` of the token before ids[i], or -1 for the cache's end; None is a chain.
+        Each slot sees its own path alone, at position = depth. Raises UserError if this target cannot read trees, or
+        if the longest path does not fit into the session's capacity.
         """
 
     @abstractmethod
@@ -125,7 +127,10 @@ class Target(ABC):
 
     @abstractmethod
     def decode(self, plan: CapturePlan, capacity: int) -> DecodeSession:
-        """A new session with room for `capacity` tokens, whose features follow `plan`."""
+        """A new session with room for `capacity` tokens, whose features follow `plan`.
+
+        A tree's branches beside its longest path need room besides; the session makes it.
+        """
 
     @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:

@@ -39,10 +39,6 @@ class Eagle3(Algorithm):
 
     def draft_config(self, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
         """Derived from the target, or the JSON that `draft.config` names."""
-        if draft.vocab_size is not None and draft.vocab_size > facts.vocab_size:
-            raise UserError(
-                f"draft.vocab_size is {draft.vocab_size}; the target's vocabulary holds {facts.vocab_size} tokens"
-            )
         if draft.config is not None:
             return draft_config.read(draft.config, self.options, facts, draft)
         return draft_config.derive(self.options, facts, draft)

@@ -351,7 +351,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         target = PlainTarget(byte_logits, 256, stop_token_ids=(10,), tokenizer=ByteTokenizer())
         return SimpleNamespace(
             config=RunConfig.model_validate(raw), resolved=SimpleNamespace(prompts=()), target=target,
-            algorithm=CountingAlgorithm(), draft=None,
+            algorithm=CountingAlgorithm(), draft=None, trained_target=False,
         )  # fmt: skip
 
     def template(*_: object) -> SimpleNamespace:

@@ -13,7 +13,7 @@ from specdec_core.algorithm.base import Algorithm
 from specdec_core.algorithm.draft import Draft
 from specdec_core.checkpoint import store
 from specdec_core.checkpoint.versions import essential_differences
-from specdec_core.checkpoint.weights import find_checkpoint, load_weights, vocab_of
+from specdec_core.checkpoint.weights import find_checkpoint, load_target_weights, load_weights, vocab_of
 from specdec_core.config.load import problem_report, validate_config
 from specdec_core.config.overrides import apply_overrides
 from specdec_core.config.run import RunConfig
@@ -31,15 +31,18 @@ log = logging.getLogger(__name__)
 class OpenedRun:
     """A draft, in evaluation mode, with the target it was trained for, both on `target.device`.
 
-    path    the checkpoint that was read
-    step    the optimizer step of its weights
+    path            the checkpoint that was read
+    step            the optimizer step of its weights
+    trained_target  whether the run trained the target: then the target has the checkpoint's weights too
     """
 
     path: Path
     step: int
     config: RunConfig
     resolved: ResolvedRun
+    backbone: Backbone
     target: Target
+    trained_target: bool
     algorithm: Algorithm
     draft: Draft
 
@@ -69,6 +72,18 @@ def open_run(
     with torch.random.fork_rng(devices=[]):
         draft = algorithm.build_draft(checkpoint.draft_config, target, vocab_of(checkpoint.vocab))
     load_weights(draft, checkpoint.draft, str(place))
+    if checkpoint.target:
+        load_target_weights(backbone.module(target), checkpoint.target, str(place))
     cast_parameters(draft, dtype or getattr(torch, config.train.dtype))
     draft.requires_grad_(False).to(target.device).eval()
-    return OpenedRun(place, checkpoint.step, config, resolved, target, algorithm, draft)
+    return OpenedRun(
+        path=place,
+        step=checkpoint.step,
+        config=config,
+        resolved=resolved,
+        backbone=backbone,
+        target=target,
+        trained_target=bool(checkpoint.target),
+        algorithm=algorithm,
+        draft=draft,
+    )

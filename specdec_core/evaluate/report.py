@@ -85,10 +85,12 @@ def overlap_line(overlaps: Mapping[str, Overlap]) -> str:
 def conditions_line(evaluation: Evaluation) -> str:
     """Under which conditions the figures were taken."""
     c = evaluation.conditions
+    trained = "" if c.target_step is None else f" as trained by this run, step {c.target_step}"
     prompts = ", ".join(f"{name} {count}" for name, count in c.prompts.items())
     best = evaluation.best(DRAFT)
     return (
-        f"{c.target}; {evaluation.tally(best).drafting}, T = {c.temperature:g}, at most {c.max_new_tokens} new tokens; "
+        f"{c.target}{trained}; {evaluation.tally(best).drafting}, T = {c.temperature:g}, "
+        f"at most {c.max_new_tokens} new tokens; "
         f"{sum(c.prompts.values())} prompts ({prompts}); {c.dtype}, {c.device}, {c.threads} threads, torch {c.torch}. "
         "τ and speed are of the decode phase: reading the prompt and the first token are left out; with them the "
         f"draft's speed-up is {_with_prefill(evaluation, best):.2f}×."

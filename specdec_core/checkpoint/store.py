@@ -33,6 +33,7 @@ from specdec_core.errors import UserError
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
+TARGET = "target.safetensors"
 PREFIX = "step-"
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Checkpoint:
             "optimizer.safetensors": self.engine.tensors,
             "rng.safetensors": self.rng_tensors,
         }
-        optional = {"vocab.safetensors": self.vocab, "target.safetensors": self.target}
+        optional = {"vocab.safetensors": self.vocab, TARGET: self.target}
         return files | {name: tensors for name, tensors in optional.items() if tensors}
 
     @property
@@ -119,7 +120,7 @@ def load(path: Path) -> Checkpoint:
         json.loads((path / name).read_text(encoding="utf-8"))
         for name in ("state.json", "config.json", "plugins.lock.json", "draft_config.json")
     )
-    vocab, target = path / "vocab.safetensors", path / "target.safetensors"
+    vocab, target = path / "vocab.safetensors", path / TARGET
     return Checkpoint(
         step=state["step"],
         draft=load_file(path / "draft.safetensors"),

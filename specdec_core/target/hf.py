@@ -190,8 +190,9 @@ class HFTarget(Target):
         """Write what `from_pretrained` reads: config, weights in their own type, tokenizer; read back and compared."""
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
-        # Not through the model: transformers refuses to save some generation configs that it loads.
-        self._own_generation_config.to_json_file(directory / "generation_config.json")
+        if self._own_generation_config is not None:
+            # Not through the model: transformers refuses to save some generation configs that it loads.
+            self._own_generation_config.to_json_file(directory / "generation_config.json")
         found = type(self.model).from_pretrained(directory, dtype="auto").state_dict()
         for name, tensor in self.model.state_dict().items():
             if name not in found or found[name].dtype != tensor.dtype or not torch.equal(found[name], tensor.cpu()):

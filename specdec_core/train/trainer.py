@@ -209,7 +209,14 @@ class Trainer:
 
     def _how_to_save_the_run(self) -> str:
         last = store.latest(self.directory)
-        return f"a new run can start from the last checkpoint: draft.init_from = {last}" if last else "begin a new run"
+        if last is None:
+            return "begin a new run"
+        if self.job.step.target_module is None:
+            return f"a new run can start from the last checkpoint: draft.init_from = {last}"
+        return (
+            f"a new run can start from the last checkpoint: `specdec export {last} --out DIR`, then draft.init_from = "
+            "DIR and target.path = DIR/target"
+        )
 
     def _windows(self) -> Iterator[list[Batch]]:
         """`accumulation` batches at a time, epoch after epoch; the last window of the run may be shorter."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verified
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.data.batch import Batch
-from specdec_core.nn.labels import LabelStats
 from specdec_core.target.base import DecodeSession, Target, TargetFacts, Teacher
 
 
@@ -117,9 +116,6 @@ class PlainTarget(Target):
         raise NotImplementedError
 
     def teacher(self, hidden: Tensor, rows: Tensor | None = None) -> Teacher:
-        raise NotImplementedError
-
-    def label_loss(self, hidden: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, LabelStats]:
         raise NotImplementedError
 
     def embed_rows(self, ids: Tensor | None = None) -> Tensor:

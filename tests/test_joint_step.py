@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,27 @@ def test_gradients_are_those_of_a_plain_twin(family_dir: Family, family: str) ->
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
     assert max(float(gradient.abs().max()) for name, gradient in found.items() if "target." in name) > 1e-2
+
+
+@pytest.mark.parametrize("count", [0, 1, 700])
+@pytest.mark.parametrize("family", ["phi", "gemma2"])
+def test_the_loss_by_labels_equals_that_of_any_target(family_dir: Family, family: str, count: int) -> None:
+    """The contract's own, by `logits`, for a head with a bias and for a tied one with soft-capping."""
+    backbone, target = load_target(family_dir(family))
+    parameters = list(backbone.module(target).requires_grad_().get_output_embeddings().parameters())
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(count, 64, generator=generator).requires_grad_()
+    labels, weights = torch.randint(VOCAB, (count,), generator=generator), torch.rand(count, generator=generator)
+    found, expected = (
+        loss(hidden, labels, weights) for loss in (target.label_loss, partial(Target.label_loss, target))
+    )
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1].loss, expected[1].loss, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[1].correct, expected[1].correct)
+    for mine, theirs in zip(
+        *(torch.autograd.grad(x[0], [hidden, *parameters]) for x in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=12)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.config.run import TargetSection
 from specdec_core.data.batch import Batch
 from specdec_core.errors import UserError
-from specdec_core.nn.labels import LabelStats
+from specdec_core.nn.labels import ROWS_PER_CHUNK, LabelStats
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -116,10 +118,21 @@ class Target(ABC):
         for part in torch.split(hidden, chunk_size):
             yield self.teacher(part, rows)
 
-    @abstractmethod
     def label_loss(self, hidden: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, LabelStats]:
-        """Sum over rows of weight * cross-entropy of the target's head at post-norm states [R, H] against the
-        tokens `labels` [R], without holding [R, V]; see `specdec_core.nn.labels`. `weights` is [R] float32."""
+        """Sum over rows of weight * cross-entropy of the target's head at post-norm states [R, H] against the tokens
+        `labels` [R] int64, and the rows' statistics. No [R, V] is held. `weights` is [R] float32, without gradient.
+
+        Default: by `logits`, a chunk of rows at a time, made again for the gradient.
+        """
+
+        def chunk(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.logits(hidden).float()
+            return F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels
+
+        parts = zip(*(torch.split(x, ROWS_PER_CHUNK) for x in (hidden, labels)), strict=True)
+        pairs = [checkpoint(chunk, *part, use_reentrant=False) for part in parts]
+        loss, correct = (torch.cat(values) for values in zip(*pairs, strict=True))
+        return torch.dot(loss, weights), LabelStats(loss.detach(), correct)
 
     @abstractmethod
     def embed_rows(self, ids: Tensor | None = None) -> Tensor:

@@ -135,7 +135,7 @@ class HFTarget(Target):
         return stream_teacher(hidden, head.weight, head.bias, self.finish_logits, rows)
 
     def label_loss(self, hidden: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, LabelStats]:
-        """Sum over rows of weight * cross-entropy at post-norm states [R, H] against the tokens `labels` [R]."""
+        """Sum over rows of weight * cross-entropy; see `specdec_core.nn.labels`."""
         head = self.head()
         return label_loss(hidden, head.weight, labels, weights, bias=head.bias, finish=self.finish_logits)
 

@@ -202,9 +202,9 @@ def install(page: str, directory: Path) -> None:
 
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packages of both pages, installed in this process."""
+    """The packages of these pages, installed in this process."""
     monkeypatch.syspath_prepend(tmp_path)
-    for page in ("plugins.md", "algorithm.md"):
+    for page in ("plugins.md", "algorithm.md", "joint.md"):
         install(page, tmp_path)
 
 
@@ -231,6 +231,29 @@ def test_the_example_packages_train_and_decode_losslessly(
     assert evaluation.conditions.prompts == {"support": 2}
     prompts = [result.prompt.text for result in evaluation.results]
     assert "Why is the server slow?" in prompts
+
+
+def test_the_example_that_trains_its_target_does(
+    examples: None, tiny_target_dir: Path, conversations_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import specdec_onehead.algorithm as module  # type: ignore[import-not-found]
+    import torch
+    from safetensors.torch import load_file
+    from specdec_onehead.joint import JointOneHead  # type: ignore[import-not-found]
+    from toy_runs import toy_config, train
+
+    monkeypatch.setattr(module, "OneHead", JointOneHead)
+    sections = {
+        "algorithm": {"name": "onehead", "width": 16},
+        "draft": {"vocab_size": None},
+        "train": {"max_steps": 4, "save_every": 2, "keep_last": 2},
+    }
+    run, _ = train(toy_config(tiny_target_dir, conversations_file, tmp_path / "run", **sections))
+    places = (tiny_target_dir / "model", *(run / f"checkpoints/step-0000000{n}/target" for n in (2, 4)))
+    start, middle, end = (load_file(place.with_suffix(".safetensors")) for place in places)
+    assert all(torch.equal(middle[name], tensor) for name, tensor in start.items())
+    assert all(not torch.equal(end[name], tensor) for name, tensor in start.items())
+    assert (run / "target" / "model.safetensors").exists()
 
 
 def test_the_example_of_an_algorithm_refuses_what_it_cannot_do(examples: None) -> None:

@@ -356,7 +356,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         target = PlainTarget(byte_logits, 256, stop_token_ids=(10,), tokenizer=ByteTokenizer())
         return SimpleNamespace(
             config=RunConfig.model_validate(raw), resolved=SimpleNamespace(prompts=()), target=target,
-            algorithm=CountingAlgorithm(), draft=None, draft_dtype="float32",
+            algorithm=CountingAlgorithm(), draft=None, draft_dtype="float32", trained_target=False,
         )  # fmt: skip
 
     def template(*_: object) -> SimpleNamespace:

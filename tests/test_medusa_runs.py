@@ -8,13 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from toy_runs import lines, toy_config, train, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from specdec_causal_lm.backbone import CausalLMBackbone
+from specdec_causal_lm.config import CausalLMConfig
+from specdec_core.capture.features import Features
 from specdec_core.cli.main import app
-from specdec_core.config.run import DraftSection
+from specdec_core.config.run import DraftSection, TargetSection, TrainSection
 from specdec_core.data.batch import Batch
 from specdec_core.decode.loop import Emission, decode
+from specdec_core.engine.base import StepModule
+from specdec_core.engine.config import TorchEngineConfig
+from specdec_core.engine.torch_engine import TorchEngine
 from specdec_core.errors import UserError
 from specdec_core.target.base import Target
 from specdec_medusa.algorithm import Medusa
@@ -115,6 +123,69 @@ def test_a_fitted_start_is_refused(tiny_target_dir: Path, conversations_file: Pa
     config = config_of(tiny_target_dir, conversations_file, tmp_path / "run", draft={"init": "fitted"})
     with pytest.raises(UserError, match=r'Medusa has no closed-form start; use draft.init = "target" or "random"'):
         train(config)
+
+
+def test_a_target_that_learns_with_its_heads_is_a_model_of_its_own(
+    tiny_target_dir: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    options = {"train_target": True, "target_lr": 3e-3, "heads_first": 0.4}
+    pace = {"max_steps": 40, "epochs": 40, "accumulation": 4, "lr": 3e-3, "save_every": 16, "keep_last": 9}
+    config = config_of(tiny_target_dir, conversations_file, tmp_path / "run", algorithm=options, train=pace)
+    run, _ = train(config)
+    told = lines(run)
+    assert told[-1]["loss"] < 0.7 * told[0]["loss"]
+    assert told[-1]["target/loss"] < 0.8 * told[15]["target/loss"]
+    assert told[-1]["loss/1"] < 0.9 * told[0]["loss/1"]
+    base = load_file(tiny_target_dir / "model.safetensors")
+    at_phase = load_file(run / "checkpoints" / "step-00000016" / "target.safetensors")
+    trained = load_file(run / "target" / "model.safetensors")
+    assert all(torch.equal(at_phase[name], tensor) for name, tensor in base.items())
+    assert all(not torch.equal(trained[name], tensor) for name, tensor in base.items())
+
+    def generated(directory: Path) -> list[int]:
+        """By transformers alone."""
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+        ids = tokenizer("the red river", return_tensors="pt")
+        return list(model.generate(**ids, max_new_tokens=12, do_sample=False)[0].tolist())
+
+    assert generated(run / "target") != generated(tiny_target_dir)
+    for tree in ("chain", "9"):
+        done = CliRunner().invoke(app, ["eval", str(run), f"algorithm.tree={tree}", "--json"])
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert found["conditions"]["target_step"] == 40
+        assert all(method["outputs"] == {"identical": 4} for method in found["methods"][1:])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_both_steps_give_a_target_that_learns_the_same_gradients(family_dir: Any, family: str) -> None:
+    """Through the engine, on a real model: its own head, and one that is tied and soft-capped."""
+
+    def gradients(implementation: Any) -> dict[str, torch.Tensor]:
+        backbone = CausalLMBackbone(CausalLMConfig())
+        target = backbone.load(TargetSection(path=str(family_dir(family))), "cpu")
+        options = {"heads": 3, "train_target": True, "heads_first": 0.0, "implementation": implementation}
+        algorithm = Medusa(MedusaConfig.model_validate(options))
+        torch.manual_seed(0)
+        draft = algorithm.build_draft(algorithm.draft_config(target.facts, DraftSection()), target, None)
+        engine = TorchEngine(TorchEngineConfig(device="cpu"))
+        engine.start()
+        train = TrainSection(max_grad_norm=None)
+        engine.prepare(StepModule(algorithm, draft, target, backbone.module(target)), train, 1)
+        seen: dict[str, torch.Tensor] = {}
+        engine.optimizer.register_step_pre_hook(
+            lambda *_: seen.update({name: master.grad.clone() for name, master in engine.masters.masters.items()})
+        )
+        ids = torch.randint(3, 500, (2, 24), generator=torch.Generator().manual_seed(1))
+        batch = Batch(ids, torch.arange(24).expand(2, 24) % 12, ids % 3 > 0, torch.arange(24).expand(2, 24) // 12)
+        engine.train_step([(batch, Features())])
+        return seen
+
+    plain, fast = gradients("plain"), gradients("fast")
+    assert plain.keys() == fast.keys()
+    for name, expected in plain.items():
+        torch.testing.assert_close(fast[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert all(bool(gradient.any()) for gradient in fast.values())
 
 
 @pytest.mark.parametrize("loss", ["tokens", "target"])

@@ -13,7 +13,7 @@ from specdec_core.algorithm.base import Algorithm
 from specdec_core.algorithm.draft import Draft
 from specdec_core.checkpoint import store
 from specdec_core.checkpoint.versions import essential_differences
-from specdec_core.checkpoint.weights import find_checkpoint, load_weights, vocab_of
+from specdec_core.checkpoint.weights import find_checkpoint, load_target_weights, load_weights, vocab_of
 from specdec_core.config.load import problem_report, validate_config
 from specdec_core.config.overrides import apply_overrides
 from specdec_core.config.run import RunConfig
@@ -32,9 +32,10 @@ log = logging.getLogger(__name__)
 class OpenedRun:
     """A draft, in evaluation mode, with the target it was trained for, both on `target.device`.
 
-    path    the checkpoint that was read
-    step    the optimizer step of its weights
-    draft_dtype  the type that the draft computes in, one of `eval.draft_dtype`
+    path            the checkpoint that was read
+    step            the optimizer step of its weights
+    draft_dtype     the type that the draft computes in, one of `eval.draft_dtype`
+    trained_target  whether the run trained the target: then the target has the checkpoint's weights too
     """
 
     path: Path
@@ -42,7 +43,9 @@ class OpenedRun:
     draft_dtype: str
     config: RunConfig
     resolved: ResolvedRun
+    backbone: Backbone
     target: Target
+    trained_target: bool
     algorithm: Algorithm
     draft: Draft
 
@@ -72,9 +75,22 @@ def open_run(
     with torch.random.fork_rng(devices=[]):
         draft = algorithm.build_draft(checkpoint.draft_config, target, vocab_of(checkpoint.vocab))
     load_weights(draft, checkpoint.draft, str(place))
+    if checkpoint.target:
+        load_target_weights(backbone.module(target), checkpoint.target, str(place))
     draft_dtype = draft_dtype or config.eval.draft_dtype or config.train.dtype
     cast_parameters(draft, torch.float32 if draft_dtype == "int8" else getattr(torch, draft_dtype))
     draft.requires_grad_(False).to(target.device).eval()
     if draft_dtype == "int8":
         quantize_linear(draft)
-    return OpenedRun(place, checkpoint.step, draft_dtype, config, resolved, target, algorithm, draft)
+    return OpenedRun(
+        path=place,
+        step=checkpoint.step,
+        draft_dtype=draft_dtype,
+        config=config,
+        resolved=resolved,
+        backbone=backbone,
+        target=target,
+        trained_target=bool(checkpoint.target),
+        algorithm=algorithm,
+        draft=draft,
+    )

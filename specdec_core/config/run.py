@@ -105,7 +105,8 @@ class TrainSection(Section):
         0.5, description="Clip the global gradient norm here. None does not clip."
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="The draft's type; bfloat16 keeps float32 master weights."
+        "float32",
+        description="The draft's type; bfloat16 keeps float32 master weights. A target that is trained keeps its type.",
     )
     seed: Seed = Field(0, description="Seed of weights, data order and sampling.")
     log_every: Annotated[int, Field(ge=1)] = Field(1, description="Steps between lines of metrics.jsonl.")

@@ -87,13 +87,15 @@ def conditions_line(measured: Measured) -> str:
     evaluation = measured.evaluation
     c = evaluation.conditions
     draft = "" if measured.draft_dtype == c.dtype else f", the draft {measured.draft_dtype}"
+    trained = "" if c.target_step is None else f" as trained by this run, step {c.target_step}"
     prompts = ", ".join(f"{name} {count}" for name, count in c.prompts.items())
     best = evaluation.best(DRAFT)
     return (
-        f"{c.target}; {evaluation.tally(best).drafting}, T = {c.temperature:g}, at most {c.max_new_tokens} new tokens; "
-        f"{sum(c.prompts.values())} prompts ({prompts}); {c.dtype}{draft}, {c.device}, {c.threads} threads, "
-        f"torch {c.torch}. τ and speed are of the decode phase: reading the prompt and the first token are left out; "
-        f"with them the draft's speed-up is {_with_prefill(evaluation, best):.2f}×."
+        f"{c.target}{trained}; {evaluation.tally(best).drafting}, T = {c.temperature:g}, "
+        f"at most {c.max_new_tokens} new tokens; {sum(c.prompts.values())} prompts ({prompts}); "
+        f"{c.dtype}{draft}, {c.device}, {c.threads} threads, torch {c.torch}. τ and speed are of the decode phase: "
+        "reading the prompt and the first token are left out; with them the draft's speed-up is "
+        f"{_with_prefill(evaluation, best):.2f}×."
     )
 
 

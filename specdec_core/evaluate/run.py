@@ -64,6 +64,7 @@ def evaluate_run(
         max_new_tokens=config.eval.max_new_tokens,
         temperature=config.eval.temperature,
         seed=config.eval.seed,
+        target_step=opened.step if opened.trained_target else None,
         on_progress=on_progress,
     )
     return Measured(evaluation, _overlaps(opened, evaluation), opened.draft_dtype)

@@ -35,6 +35,7 @@ class Job:
     resolved: ResolvedRun
     engine: Engine
     algorithm: Algorithm
+    backbone: Backbone
     facts: TargetFacts
     step: StepModule
     draft_config: dict[str, Any]
@@ -64,6 +65,8 @@ def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable
         )
     if not config.data.train:
         raise UserError("data.train names no file; give at least one JSONL file of conversations")
+    if algorithm.trains_target:
+        _check_trainable(config)
     engine: Engine = resolved.engine.load()
     engine.start()
     seed_everything(config.train.seed)
@@ -90,7 +93,11 @@ def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable
         if config.draft.init == "fitted":
             say(f"fitting the draft's start to at most {config.draft.fit_tokens:,} tokens")
             algorithm.fit_draft(draft, target, _sample(loader, source, engine.device, config.draft.fit_tokens, say))
-    step = StepModule(algorithm, draft, target)
+    module = None
+    if algorithm.trains_target:
+        # Captured in the step, with gradients; nothing before it.
+        module, source = backbone.module(target), FeatureSource(target, CapturePlan())
+    step = StepModule(algorithm, draft, target, module)
 
     total_batches = -int(-config.train.epochs * len(loader) // 1)
     total_steps = -(-total_batches // config.train.accumulation)
@@ -101,6 +108,7 @@ def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable
         resolved=resolved,
         engine=engine,
         algorithm=algorithm,
+        backbone=backbone,
         facts=facts,
         step=step,
         draft_config=draft_config,
@@ -111,6 +119,21 @@ def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable
         total_batches=total_batches,
         total_steps=total_steps,
     )
+
+
+def _check_trainable(config: RunConfig) -> None:
+    """Raises UserError for what a target that is trained rules out."""
+    name = config.algorithm.name
+    if config.cache is not None:
+        raise UserError(
+            f'cache: algorithm "{name}" trains the target, and features kept from an earlier step would be of weights '
+            "that are no more; leave [cache] out"
+        )
+    if config.target.dtype == "float16":
+        raise UserError(
+            f'target.dtype: algorithm "{name}" trains the target, whose gradients float16 cannot hold; '
+            'set it to "bfloat16" or "float32"'
+        )
 
 
 def _loaders(

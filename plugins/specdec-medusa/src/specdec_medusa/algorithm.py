@@ -22,13 +22,14 @@ from specdec_medusa import draft_config, export
 from specdec_medusa.config import MedusaConfig
 from specdec_medusa.drafter import MedusaDrafter
 from specdec_medusa.fast import fast_terms
+from specdec_medusa.joint import target_loss, target_slots
 from specdec_medusa.model import MedusaDraft
 from specdec_medusa.plain import plain_terms
 from specdec_medusa.supervision import learned_slots, supervised_slots
 
 
 class Medusa(Algorithm):
-    """Medusa-1 (arXiv 2401.10774): heads over the frozen target's last hidden state."""
+    """arXiv 2401.10774: heads over the last hidden state of a target that is frozen (Medusa-1) or learns (Medusa-2)."""
 
     options: MedusaConfig
 
@@ -57,24 +58,39 @@ class Medusa(Algorithm):
         for weight in draft.maps:
             weight.copy_(rows)
 
+    def target_group(self) -> dict[str, Any] | None:
+        """Medusa-2: the target begins to learn when the heads have begun to guess."""
+        if not self.options.train_target:
+            return None
+        return {"lr": self.options.target_lr, "starts_at": self.options.heads_first}
+
     def denominator(self, draft: Draft, batch: Batch, features: Features) -> Tensor:
-        """[K] slots that each head learns from."""
+        """[K] slots that each head learns from; [K + 1] with those of a target that learns."""
         assert isinstance(draft, MedusaDraft)
-        return self._slots(draft, batch)[1].sum((1, 2)).float()
+        heads = self._slots(draft, batch)[1].sum((1, 2)).float()
+        if not self.options.train_target:
+            return heads
+        return torch.cat([heads, target_slots(batch).sum().float().unsqueeze(0)])
 
     def training_step(
         self, draft: Draft, batch: Batch, features: Features, target: Target, denominator: Tensor
     ) -> StepOutput:
-        """Sum over heads of head weight * cross-entropy / denominator."""
+        """Sum over heads of head weight * cross-entropy / denominator; with a target that learns, heads_weight times
+        this beside the target's own."""
         assert isinstance(draft, MedusaDraft)
+        denominator = denominator.clamp(min=1e-9)
         supervised, learned = self._slots(draft, batch)
-        scale = torch.tensor(self.options.head_weights, device=denominator.device) / denominator.clamp(min=1e-9)
+        scale = torch.tensor(self.options.head_weights, device=denominator.device) / denominator[: self.options.heads]
         weights = learned * scale.view(-1, 1, 1)
         if self.options.implementation == "plain":
             loss, terms = plain_terms(draft, batch, features, target, weights, self.options)
         else:
             loss, terms = fast_terms(draft, batch, features, target, weights, supervised, self.options)
-        return StepOutput(loss, terms.metrics(supervised, learned, batch))
+        metrics = terms.metrics(supervised, learned, batch)
+        if self.options.train_target:
+            own, its_metrics = target_loss(batch, features, target, denominator[-1], self.options)
+            loss, metrics = own + self.options.heads_weight * loss, {**metrics, **its_metrics}
+        return StepOutput(loss, metrics)
 
     def _slots(self, draft: MedusaDraft, batch: Batch) -> tuple[Tensor, Tensor]:
         """[K, B, S] bool each: the slots that are supervised, and those of them that are learned."""

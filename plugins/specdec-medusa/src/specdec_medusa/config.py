@@ -8,20 +8,22 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from specdec_medusa.trees import Choices, check_choices
 
+_PAPER = {"heads": 5, "layers": 1, "decay": 0.8, "loss": "tokens", "mask": "predicted"}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "medusa-1": {"heads": 5, "layers": 1, "decay": 0.8, "loss": "tokens", "mask": "predicted"},
+    "medusa-1": _PAPER,
+    "medusa-2": {**_PAPER, "train_target": True},
 }
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class MedusaConfig(BaseModel):
-    """Medusa-1 (arXiv 2401.10774): the target is frozen. A preset fills in the keys that are not given."""
+    """Medusa (arXiv 2401.10774). A preset fills in the keys that are not given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: Literal["default", "medusa-1"] = Field(
+    preset: Literal["default", "medusa-1", "medusa-2"] = Field(
         "default", description="Named sets of the options below; options given besides it win."
     )
     heads: Annotated[int, Field(ge=1, le=32)] = Field(4, description="Heads; head i predicts the token 2 + i ahead.")
@@ -33,6 +35,19 @@ class MedusaConfig(BaseModel):
     mask: Literal["strict", "predicted"] = Field(
         "strict",
         description="Slots supervised for head i: strict asks m[t+1..t+2+i], predicted m[t+2+i] alone.",
+    )
+    train_target: bool = Field(
+        False, description="Medusa-2: the target learns too, and the loss is its own + heads_weight * the heads'."
+    )
+    target_lr: Annotated[float, Field(gt=0)] = Field(
+        1e-5, description="Peak learning rate of the target that learns; that of the heads is train.lr."
+    )
+    # This and heads_first: the authors' training files, as quoted in github.com/FasterDecoding/Medusa, issue 85.
+    heads_weight: Annotated[float, Field(gt=0)] = Field(
+        0.2, description="Weight of the heads' loss beside that of a target that learns."
+    )
+    heads_first: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5, description="Share of the steps, the first, in which the heads learn and not the target."
     )
     tree: Literal["chain"] | Annotated[int, Field(ge=1, le=512, strict=True)] | Choices = Field(
         "chain",
@@ -68,6 +83,13 @@ class MedusaConfig(BaseModel):
         if value is not None and len(value) != info.data.get("heads", len(value)):
             raise ValueError(f"there are {info.data['heads']} heads, and an accuracy for each is needed")
         return value
+
+    @model_validator(mode="after")
+    def _check_target(self) -> MedusaConfig:
+        for key in ("target_lr", "heads_weight", "heads_first"):
+            if not self.train_target and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is of a target that learns; set train_target = true or leave it out")
+        return self
 
     @property
     def head_weights(self) -> list[float]:

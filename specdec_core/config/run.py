@@ -122,6 +122,9 @@ class EvalSection(Section):
     """How drafts are measured."""
 
     prompts: tuple[PluginSection, ...] = Field((), description="Prompt packs; each names its plugin.")
+    baselines: tuple[PluginSection, ...] = Field(
+        (), description="Algorithms without training that are measured beside the draft; each names its plugin."
+    )
     max_prompts: Annotated[int, Field(ge=1)] | None = Field(None, description="Prompts taken of each pack.")
     num_draft_tokens: Annotated[int, Field(ge=1)] = Field(4, description="Tokens drafted per target forward (k).")
     max_new_tokens: Annotated[int, Field(ge=1)] = Field(128, description="Tokens generated per prompt.")
@@ -153,4 +156,4 @@ PLUGIN_SECTIONS: Mapping[str, str] = {
     "cache": "cache",
     "export": "exporter",
 }
-PLUGIN_LISTS: Mapping[str, str] = {"eval.prompts": "prompts", "loggers": "logger"}
+PLUGIN_LISTS: Mapping[str, str] = {"eval.prompts": "prompts", "eval.baselines": "algorithm", "loggers": "logger"}

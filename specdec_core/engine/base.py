@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from specdec_core.algorithm.base import Algorithm, Metric, StepOutput
+from specdec_core.algorithm.base import Metric, StepOutput, TrainedAlgorithm
 from specdec_core.algorithm.draft import Draft
 from specdec_core.capture.features import Features
 from specdec_core.config.run import TrainSection
@@ -21,7 +21,7 @@ from specdec_core.target.base import Target
 class StepModule(nn.Module):
     """The step as one `forward`, so that an engine's hooks on modules fire."""
 
-    def __init__(self, algorithm: Algorithm, draft: Draft, target: Target) -> None:
+    def __init__(self, algorithm: TrainedAlgorithm, draft: Draft, target: Target) -> None:
         super().__init__()
         self.draft = draft
         self.algorithm = algorithm

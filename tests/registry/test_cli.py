@@ -278,7 +278,8 @@ sys.modules["specdec_core.train.trainer"] = trainer
 
 
 FORBIDDEN = re.compile(
-    r"\b(eagle[-_ ]?[0-9]*|medusa|hydra|qwen[a-z0-9_.-]*|llama[a-z0-9_.-]*|hunyuan[a-z_]*|mistral|gemma)\b",
+    r"\b(n-?gram[-_ ]lookup|prompt[-_ ]lookup|eagle[-_ ]?[0-9]*|medusa|hydra|qwen[a-z0-9_.-]*|llama[a-z0-9_.-]*"
+    r"|hunyuan[a-z_]*|mistral|gemma)\b",
     re.IGNORECASE,
 )
 
@@ -297,6 +298,7 @@ def test_the_core_names_no_algorithm_and_no_model_family() -> None:
 
 def test_that_pattern_would_find_them() -> None:
     for name in (
+        "n-gram lookup",
         "EAGLE-3",
         "eagle3",
         "Medusa",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class HFExporter(Exporter):
                 (directory / CONFIG).write_text(_json(exported.config), encoding="utf-8")
                 (directory / PROVENANCE).write_text(_json(run.to_json()), encoding="utf-8")
                 save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+                for name, text in self.extra_files(exported, run).items():
+                    (directory / name).write_text(text, encoding="utf-8")
                 compare(ExportedDraft(exported.config, tensors), directory)
         except Exception as error:
             if is_disk_full(error):
@@ -39,6 +42,10 @@ class HFExporter(Exporter):
             if isinstance(error, OSError):
                 raise UserError(f"{out} cannot be written ({error.strerror}); choose another directory") from error
             raise
+
+    def extra_files(self, exported: ExportedDraft, run: Provenance) -> Mapping[str, str]:
+        """Text by file name, to stand beside the three files; for a subclass to override. Default: none."""
+        return {}
 
 
 def read_exported(path: Path) -> ExportedDraft:

@@ -14,7 +14,7 @@ PROBE = "\N{SNOWMAN}"
 
 
 def read_facts(target: TargetSection, config: Any, generation: Any, tokenizer: Any) -> TargetFacts:
-    """Facts from a transformers config (its text part), the generation config (None if there is none) and the tokenizer.
+    """Facts from a transformers config (its text part), a generation config or None, and the tokenizer.
 
     Each fact is looked for under the names that model families give it; one that a family leaves unsaid, or names
     otherwise, is for its backbone to replace.

@@ -289,7 +289,7 @@ def test_the_core_names_no_algorithm_and_no_model_family() -> None:
     found = [
         f"{path.relative_to(root)}:{number}: {line.strip()}"
         for path in sorted(root.rglob("*"))
-        if path.suffix in (".py", ".toml") and not path.is_symlink()
+        if path.is_file() and path.suffix != ".pyc" and not path.is_symlink()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if FORBIDDEN.search(line)
     ]

@@ -159,6 +159,10 @@ def test_what_stands_there_is_never_overwritten(kind: str, tmp_path: Path, monke
     assert place.is_dir() or place.read_text() == "mine"
 
 
+def test_one_name_may_serve_two_kinds(tmp_path: Path) -> None:
+    assert specdec("plugins", "new", "ngram", "--kind", "exporter", "--out", tmp_path / "made").exit_code == 0
+
+
 def test_the_working_directory_is_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert specdec("plugins", "new", "mine").exit_code == 0

@@ -130,6 +130,10 @@ def test_a_bad_name_is_refused_in_one_sentence(name: str, tmp_path: Path) -> Non
             'there is already a plugin exporter "hf", of specdec-core 0.1.0; choose another',
         ),
         (["specdec-ngram"], 'there is already a plugin algorithm "ngram", of specdec-ngram'),
+        (
+            ["mine", "--model-type", "qwen3"],
+            "--model-type says what a backbone serves; it means nothing for an algorithm",
+        ),
         (["mine", "--kind", "cache"], '--kind is "cache"; a package can be made for algorithm, backbone or exporter'),
         (["qwen-3", "--kind", "backbone"], 'no language model of type "qwen_3". Did you mean "qwen3"? Give the type'),
         (["mine", "--kind", "backbone", "--model-type", "qwen33"], 'no language model of type "qwen33". Did you mean'),

@@ -117,6 +117,8 @@ def new(
     names = Names.of(name)
     if kind not in KINDS:
         raise UserError(f'--kind is "{kind}"; a package can be made for {", ".join(KINDS[:-1])} or {KINDS[-1]}')
+    if model_type and kind != "backbone":
+        raise UserError(f"--model-type says what a backbone serves; it means nothing for an {kind}")
     known = [record for record in _records(None) if record.name == names.name and record.kind == kind]
     if known:
         raise UserError(f'there is already a plugin {kind} "{names.name}", of {known[0].source}; choose another name')

@@ -18,10 +18,9 @@ from specdec_core.decode.loop import Emission, decode, prompt_batch
 from specdec_core.decode.tree import DraftTree
 from specdec_core.errors import UserError
 from specdec_core.evaluate.evaluator import EncodedPrompt, Method, evaluate
-from specdec_core.evaluate.lookup import LookupDrafter
 from specdec_core.evaluate.prompts import Prompt
 from specdec_core.evaluate.report import as_json, conditions_line, figures_lines
-from specdec_core.evaluate.run import DRAFT, LOOKUP, Measured
+from specdec_core.evaluate.run import DRAFT, Measured
 from specdec_core.target.base import DecodeSession, Target
 from specdec_core.target.session import HFDecodeSession
 
@@ -232,15 +231,19 @@ def test_the_context_is_filled_and_not_passed(length: int) -> None:
 
 def test_a_report_says_that_drafts_were_trees_and_how_large() -> None:
     prompts = [EncodedPrompt(Prompt("p", "sums", ({"role": "user", "content": "Count."},)), (0,))]
-    methods = [Method(DRAFT, 4, lambda: TreeDrafter(comb)), Method(LOOKUP, 4, LookupDrafter)]
+    methods = [
+        Method(DRAFT, 4, lambda: TreeDrafter(comb)),
+        Method("a chain", 4, lambda: ScriptedDrafter(lambda text, n: [])),
+    ]
     evaluation = evaluate(counting_target(), prompts, methods, max_new_tokens=14)
     evaluation.check()
-    assert "plain; tree of up to 8 nodes (on average 6.7), T = 0, " in conditions_line(evaluation)
-    speed, tau, lookup = figures_lines(evaluation)
+    measured = Measured(evaluation, {}, "float32")
+    assert "plain; tree of up to 8 nodes (on average 6.7), T = 0, " in conditions_line(measured)
+    speed, tau, chain = figures_lines(evaluation)
     assert "with k = 4 levels of draft tokens." in speed
     assert tau == "τ = 4.33 tokens per forward of the target."
-    assert lookup.endswith("τ = 1.00 (chain, k = 4).")
-    found = as_json(Measured(evaluation, {}))
+    assert chain.endswith("τ = 1.00 (chain, k = 4).")
+    found = as_json(measured)
     assert found["conditions"]["drafting"] == found["methods"][1]["drafting"] != "chain"
     assert found["methods"][0]["drafting"] == found["methods"][2]["drafting"] == "chain"
     assert found["methods"][1]["acceptance"] == [1.0] * 4

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from specdec_core.algorithm.base import Algorithm, ExportedDraft, Metric, StepOutput
+from specdec_core.algorithm.base import ExportedDraft, Metric, StepOutput, TrainedAlgorithm
 from specdec_core.algorithm.draft import Draft
 from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verified
 from specdec_core.capture.features import CapturePlan, Features
@@ -29,7 +29,7 @@ class JointDraft(Draft):
         return hidden.to(self.head.weight.dtype)
 
 
-class Joint(Algorithm):
+class Joint(TrainedAlgorithm):
     def target_group(self) -> dict[str, Any]:
         return {"lr": self.options.target_lr, "starts_at": self.options.starts_at}
 

@@ -32,11 +32,18 @@ class JointConfig(BaseModel):
     seconds: float = 0.0
 
 
+class UntrainedConfig(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    most: int = 8
+
+
 @hookimpl
 def specdec_plugins() -> list[PluginSpec]:
     return [
         PluginSpec("algorithm", "toy", "For tests", "toy_draft:Toy", "toy_plugin:ToyConfig"),
-        PluginSpec("algorithm", "untrained", "For tests", "toy_draft:Untrained"),
+        PluginSpec("algorithm", "untrained", "For tests", "toy_draft:Untrained", "toy_plugin:UntrainedConfig"),
+        PluginSpec("algorithm", "stray", "For tests", "toy_draft:Stray"),
         PluginSpec("algorithm", "joint", "For tests", "toy_joint:Joint", "toy_plugin:JointConfig"),
     ]
 

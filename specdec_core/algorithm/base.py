@@ -1,4 +1,4 @@
-"""The contract of an algorithm: how a draft is built, trained and used to propose."""
+"""The contract of an algorithm: how tokens are proposed, and how the draft that does it is built and trained."""
 
 from __future__ import annotations
 
@@ -53,14 +53,10 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float, **sett
 
 
 class Algorithm(ABC):
-    """Made with the plugin's validated options. Holds no state of a run and knows neither engine nor rank."""
+    """What every algorithm has. Plugins subclass `TrainedAlgorithm` or `TrainingFreeAlgorithm`.
 
-    trains: ClassVar[bool] = True
-
-    @property
-    def trains_target(self) -> bool:
-        """Whether the target learns with the draft; see `target_group`."""
-        return self.target_group() is not None
+    Made with the plugin's validated options. Holds no state of a run and knows neither engine nor rank.
+    """
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -68,6 +64,30 @@ class Algorithm(ABC):
     @abstractmethod
     def capture_plan(self, facts: TargetFacts) -> CapturePlan:
         """What the step and the drafter read of the target. Raises UserError if the target cannot give it."""
+
+
+class TrainingFreeAlgorithm(Algorithm):
+    """Proposes as it is: there is no draft to build, train or export."""
+
+    title: ClassVar[str] = ""
+    """What reports call it beside a draft; empty for the plugin's name."""
+
+    def capture_plan(self, facts: TargetFacts) -> CapturePlan:
+        """What the drafter reads of the target. Default: only the tokens."""
+        return CapturePlan()
+
+    @abstractmethod
+    def drafter(self, target: Target) -> Drafter:
+        """A drafter for one sequence."""
+
+
+class TrainedAlgorithm(Algorithm):
+    """Builds a draft, trains it and proposes with it."""
+
+    @property
+    def trains_target(self) -> bool:
+        """Whether the target learns with the draft; see `target_group`."""
+        return self.target_group() is not None
 
     @abstractmethod
     def draft_config(self, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:

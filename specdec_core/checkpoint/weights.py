@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from specdec_core.algorithm.base import Algorithm
+from specdec_core.algorithm.base import TrainedAlgorithm
 from specdec_core.algorithm.draft import Draft
 from specdec_core.checkpoint import store
 from specdec_core.data.vocab import VocabMap
@@ -28,7 +28,7 @@ class SavedDraft:
     vocab: VocabMap | None
     exported: bool
 
-    def load_into(self, draft: Draft, algorithm: Algorithm) -> None:
+    def load_into(self, draft: Draft, algorithm: TrainedAlgorithm) -> None:
         """Set the draft's weights. Raises UserErrors naming what is missing, unexpected or misshapen."""
         if self.exported:
             algorithm.load_exported(draft, self.tensors)

@@ -52,13 +52,13 @@ def generate(
     from torch import Generator
 
     from specdec_core.algorithm.proposal import Sampling
-    from specdec_core.checkpoint.open import open_run
+    from specdec_core.checkpoint.open import open_for_decoding
     from specdec_core.decode.loop import decode
     from specdec_core.decode.text import PromptEncoder, TextStream
     from specdec_core.evaluate.tally import Tally
     from specdec_core.registry.registry import Registry
 
-    opened = open_run(run, Registry.discover())
+    opened = open_for_decoding(run, Registry.discover())
     target, defaults = opened.target, opened.config.eval
     sampling = Sampling(
         temperature=defaults.temperature if temperature is None else temperature,
@@ -66,9 +66,9 @@ def generate(
     )
     emissions = decode(
         target,
-        None if no_draft else opened.algorithm.drafter(opened.draft, target),
+        None if no_draft else opened.drafter(),
         PromptEncoder(target, opened.config.data.chat_template).encode([{"role": "user", "content": text}]),
-        plan=None if no_draft else opened.algorithm.capture_plan(target.facts),
+        plan=None if no_draft else opened.plan,
         num_draft_tokens=k or defaults.num_draft_tokens,
         max_new_tokens=max_new_tokens or defaults.max_new_tokens,
         stop_token_ids=target.facts.stop_token_ids,

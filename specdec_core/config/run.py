@@ -123,6 +123,9 @@ class EvalSection(Section):
     """How drafts are measured."""
 
     prompts: tuple[PluginSection, ...] = Field((), description="Prompt packs; each names its plugin.")
+    baselines: tuple[PluginSection, ...] = Field(
+        (), description="Algorithms without training that are measured beside the draft; each names its plugin."
+    )
     max_prompts: Annotated[int, Field(ge=1)] | None = Field(None, description="Prompts taken of each pack.")
     num_draft_tokens: Annotated[int, Field(ge=1)] = Field(
         4, description="Tokens drafted per target forward (k); of a tree its depth, whatever its number of nodes."
@@ -160,4 +163,4 @@ PLUGIN_SECTIONS: Mapping[str, str] = {
     "cache": "cache",
     "export": "exporter",
 }
-PLUGIN_LISTS: Mapping[str, str] = {"eval.prompts": "prompts", "loggers": "logger"}
+PLUGIN_LISTS: Mapping[str, str] = {"eval.prompts": "prompts", "eval.baselines": "algorithm", "loggers": "logger"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from specdec_core.algorithm.base import Algorithm, Metric, StepOutput, decay_groups
+from specdec_core.algorithm.base import Metric, StepOutput, TrainedAlgorithm, decay_groups
 from specdec_core.algorithm.draft import Draft
 from specdec_core.capture.features import Features
 from specdec_core.config.run import TrainSection
@@ -27,7 +27,7 @@ class StepModule(nn.Module):
     """
 
     def __init__(
-        self, algorithm: Algorithm, draft: Draft, target: Target, target_module: nn.Module | None = None
+        self, algorithm: TrainedAlgorithm, draft: Draft, target: Target, target_module: nn.Module | None = None
     ) -> None:
         """`target_module` holds the target's weights if they are trained, and is made trainable; else it is None."""
         super().__init__()

@@ -15,7 +15,7 @@ from rich.text import Text
 from specdec_core.evaluate.compare import TIE
 from specdec_core.evaluate.evaluator import ALONE, Evaluation, Method
 from specdec_core.evaluate.overlap import Overlap
-from specdec_core.evaluate.run import DRAFT, LOOKUP, Measured
+from specdec_core.evaluate.run import DRAFT, Measured
 
 
 def render(measured: Measured) -> RenderableType:
@@ -36,7 +36,7 @@ def headline(evaluation: Evaluation) -> str:
 
 
 def figures_lines(evaluation: Evaluation) -> list[str]:
-    """Speed and acceptance length of the draft and of prompt lookup, each at its fastest k."""
+    """Speed and acceptance length of the draft and of the baselines, each at its fastest k."""
     best = evaluation.best(DRAFT)
     draft, alone = evaluation.tally(best), evaluation.tally(ALONE)
     ks = sorted({method.num_draft_tokens for method in evaluation.methods if method.name == DRAFT})
@@ -47,13 +47,14 @@ def figures_lines(evaluation: Evaluation) -> list[str]:
         f"{best.num_draft_tokens} {drafted}{among}.",
         f"τ = {draft.tau:.2f} tokens per forward of the target.",
     ]
-    if any(method.name == LOOKUP for method in evaluation.methods):
-        lookup = evaluation.best(LOOKUP)
-        lines.append(
-            f"N-gram lookup, for comparison: {evaluation.speedup(lookup):.2f}×, "
-            f"τ = {evaluation.tally(lookup).tau:.2f} ({evaluation.tally(lookup).drafting}, "
-            f"k = {lookup.num_draft_tokens})."
-        )
+    for name in dict.fromkeys(method.name for method in evaluation.methods):
+        if name not in (ALONE.name, DRAFT):
+            method = evaluation.best(name)
+            tally = evaluation.tally(method)
+            lines.append(
+                f"{name[0].upper()}{name[1:]}, for comparison: {evaluation.speedup(method):.2f}×, "
+                f"τ = {tally.tau:.2f} ({tally.drafting}, k = {method.num_draft_tokens})."
+            )
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,7 +28,13 @@ class HFExporter(Exporter):
         with exported_directory(out, "draft", run) as directory:
             (directory / CONFIG).write_text(to_json(exported.config), encoding="utf-8")
             save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+            for name, text in self.extra_files(exported, run).items():
+                (directory / name).write_text(text, encoding="utf-8")
             compare(ExportedDraft(exported.config, tensors), directory)
+
+    def extra_files(self, exported: ExportedDraft, run: Provenance) -> Mapping[str, str]:
+        """Text by file name, to stand beside the three files; for a subclass to override. Default: none."""
+        return {}
 
 
 def read_exported(path: Path) -> ExportedDraft:

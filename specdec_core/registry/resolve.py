@@ -85,13 +85,14 @@ class ResolvedRun:
     export: ResolvedPlugin
     cache: ResolvedPlugin | None
     prompts: tuple[ResolvedPlugin, ...]
+    baselines: tuple[ResolvedPlugin, ...]
     loggers: tuple[ResolvedPlugin, ...]
 
     @property
     def plugins(self) -> tuple[ResolvedPlugin, ...]:
         """All of them."""
         single = (self.backbone, self.algorithm, self.engine, self.export, self.cache)
-        return (*(plugin for plugin in single if plugin), *self.prompts, *self.loggers)
+        return (*(plugin for plugin in single if plugin), *self.prompts, *self.baselines, *self.loggers)
 
     @property
     def lock(self) -> Lock:
@@ -106,6 +107,7 @@ class ResolvedRun:
             plugin = getattr(self, section)
             table[section] = plugin.table if plugin else None
         table["eval"]["prompts"] = [plugin.table for plugin in self.prompts]
+        table["eval"]["baselines"] = [plugin.table for plugin in self.baselines]
         table["loggers"] = [plugin.table for plugin in self.loggers]
         return table
 
@@ -142,6 +144,7 @@ def _assemble(config: RunConfig, plugins: Mapping[str, ResolvedPlugin]) -> Resol
         config=config,
         **{section: plugins.get(section) for section in PLUGIN_SECTIONS},  # type: ignore[arg-type]
         prompts=listed("eval.prompts"),
+        baselines=listed("eval.baselines"),
         loggers=listed("loggers"),
     )
 

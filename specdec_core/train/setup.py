@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specdec_core.algorithm.base import Algorithm
+from specdec_core.algorithm.base import TrainedAlgorithm
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.capture.source import FeatureSource
 from specdec_core.checkpoint.rng import seed_everything
@@ -34,7 +34,7 @@ class Job:
 
     resolved: ResolvedRun
     engine: Engine
-    algorithm: Algorithm
+    algorithm: TrainedAlgorithm
     backbone: Backbone
     facts: TargetFacts
     step: StepModule
@@ -52,17 +52,14 @@ class Job:
         return self.resolved.config
 
 
-def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable[[str], object]) -> Job:
+def assemble(
+    resolved: ResolvedRun, algorithm: TrainedAlgorithm, checkpoint: Checkpoint | None, say: Callable[[str], object]
+) -> Job:
     """Build the job, the quick and fallible parts first. Raises UserError for whatever the user can mend.
 
     With a checkpoint the draft vocabulary is the checkpoint's, and the draft's weights are left for it to set.
     """
     config = resolved.config
-    algorithm: Algorithm = resolved.algorithm.load()
-    if not algorithm.trains:
-        raise UserError(
-            f'algorithm "{config.algorithm.name}" has nothing to train; measure it with `specdec eval` as it is'
-        )
     if not config.data.train:
         raise UserError("data.train names no file; give at least one JSONL file of conversations")
     if algorithm.trains_target:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from specdec_core.algorithm.load import load_trained
 from specdec_core.capture.features import Features
 from specdec_core.checkpoint import store
 from specdec_core.checkpoint.atomic import is_disk_full
@@ -39,6 +40,7 @@ def run_training(resolved: ResolvedRun, registry: Registry, resume: bool, consol
     Raises UserError for what the user can mend, `Interrupted` after SIGINT or SIGTERM (the checkpoint is then saved).
     """
     console = console or Console(stderr=True)
+    algorithm = load_trained(resolved.algorithm)
     directory = resolved.config.train.output_dir
     if not resume:
         rundir.refuse_if_used(directory)
@@ -57,7 +59,7 @@ def run_training(resolved: ResolvedRun, registry: Registry, resume: bool, consol
                 registry.register_observer(plugin.load(), name=f"logger {plugin.spec.name}")
             newest = store.latest(directory) if resume else None
             checkpoint = store.load(newest) if newest else None
-            job = assemble(resolved, checkpoint, lambda sentence: say(console, sentence))
+            job = assemble(resolved, algorithm, checkpoint, lambda sentence: say(console, sentence))
             try:
                 Trainer(job, registry, directory, console).run(checkpoint)
             finally:

@@ -18,9 +18,9 @@ from tiny_models import FAMILIES, save_model, save_tokenizer
 
 from specdec_causal_lm.backbone import CausalLMBackbone
 from specdec_causal_lm.config import CausalLMConfig
-from specdec_causal_lm.facts import turn_end
 from specdec_core.config.run import TargetSection
 from specdec_core.errors import UserError
+from specdec_core.target.hf_facts import turn_end
 
 
 def section(path: Path | str, **values: Any) -> TargetSection:

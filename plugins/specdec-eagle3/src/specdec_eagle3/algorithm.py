@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec_core.algorithm.base import Algorithm, ExportedDraft, StepOutput
+from specdec_core.algorithm.base import ExportedDraft, StepOutput, TrainedAlgorithm
 from specdec_core.algorithm.draft import Draft
 from specdec_core.algorithm.proposal import Drafter
 from specdec_core.capture.features import CapturePlan, Features
@@ -27,7 +27,7 @@ from specdec_eagle3.plain import plain_terms
 from specdec_eagle3.supervision import denominators, slot_weights, supervised_slots
 
 
-class Eagle3(Algorithm):
+class Eagle3(TrainedAlgorithm):
     """arXiv 2503.01840: a one-layer draft over three of the target's states, trained by training-time test."""
 
     options: Eagle3Config

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec_core.algorithm.base import Algorithm, ExportedDraft, StepOutput
+from specdec_core.algorithm.base import ExportedDraft, StepOutput, TrainedAlgorithm
 from specdec_core.algorithm.draft import Draft
 from specdec_core.algorithm.proposal import Drafter
 from specdec_core.capture.features import CapturePlan, Features
@@ -28,7 +28,7 @@ from specdec_medusa.plain import plain_terms
 from specdec_medusa.supervision import learned_slots, supervised_slots
 
 
-class Medusa(Algorithm):
+class Medusa(TrainedAlgorithm):
     """arXiv 2401.10774: heads over the last hidden state of a target that is frozen (Medusa-1) or learns (Medusa-2)."""
 
     options: MedusaConfig

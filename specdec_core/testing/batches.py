@@ -69,3 +69,12 @@ def _filled(values: Tensor, where: Tensor) -> Tensor:
         result = torch.randint(0, 100, shape, generator=generator, dtype=values.dtype)
     result[where] = values
     return result
+
+
+def tree_paths(parents: Sequence[int]) -> list[list[int]]:
+    """For each token of a tree, the indices that lead to it; `parents[i]` is that before token i, -1 the root."""
+    paths: list[list[int]] = []
+    for index, parent in enumerate(parents):
+        assert -1 <= parent < index, f"token {index} of a tree has parent {parent}; a parent comes before its children"
+        paths.append([*(paths[parent] if parent >= 0 else []), index])
+    return paths

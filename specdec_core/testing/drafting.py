@@ -14,7 +14,7 @@ from specdec_core.algorithm.draft import Draft
 from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verified
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.decode.loop import decode
-from specdec_core.testing.batches import Document, batch_of, pack, random_ids
+from specdec_core.testing.batches import Document, batch_of, pack, random_ids, tree_paths
 from specdec_core.testing.bench import Bench, Step
 from specdec_core.testing.compare import assert_close
 from specdec_core.testing.promises import promise
@@ -281,13 +281,7 @@ def _last_hidden(bench: Bench, ids: Tensor) -> Tensor:
 
 def _paths(proposal: Proposal) -> list[list[int]]:
     """For each token of a proposal, the indices that lead to it."""
-    count = proposal.tokens.numel()
-    parents = list(range(-1, count - 1)) if proposal.parents is None else proposal.parents.tolist()
-    paths: list[list[int]] = []
-    for index, parent in enumerate(parents):
-        assert -1 <= parent < index, f"token {index} of a proposal has parent {parent}; a parent comes before"
-        paths.append([*(paths[parent] if parent >= 0 else []), index])
-    return paths
+    return tree_paths(range(-1, proposal.tokens.numel() - 1) if proposal.parents is None else proposal.parents.tolist())
 
 
 def _first_choices(proposal: Proposal) -> list[int]:

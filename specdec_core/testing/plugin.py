@@ -20,12 +20,6 @@ HEAVY = ("torch", "transformers", "datasets")
 """What takes seconds to import."""
 
 
-@cache
-def registry() -> Registry:
-    """The plugins of this process."""
-    return Registry.discover()
-
-
 class PluginContract:
     """Subclassed by the contract of each kind.
 
@@ -40,9 +34,10 @@ class PluginContract:
     waived: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
+    @cache
     def record(cls) -> Record:
         """What the registry knows of the plugin. Raises UserError, with the mend, if it cannot be used."""
-        return registry().find(cls.kind, cls.name)
+        return Registry.discover().find(cls.kind, cls.name)
 
     @classmethod
     def load(cls, **changed: Any) -> Any:

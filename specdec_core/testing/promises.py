@@ -84,8 +84,9 @@ def promise(name: str) -> Callable[[Test], Test]:
                 pytest.skip(f"{name} is waived: {self.waived[name]}")
             try:
                 test(self, *args, **kwargs)
-            except Exception as error:
-                what = str(error) if type(error) is AssertionError else f"{type(error).__name__}: {error}"
+            except (Exception, pytest.fail.Exception) as error:
+                plain = isinstance(error, pytest.fail.Exception) or type(error) is AssertionError
+                what = str(error) if plain else f"{type(error).__name__}: {error}"
                 raise BrokenPromise(
                     f"{name} is broken by {self.kind} {self.name}.\n{sentence}\n{what}\nSee {PAGE}#{name}"
                 ) from error

@@ -104,7 +104,7 @@ class TinyTarget(Target):
         self.__fingerprint = self._sums()
 
     @cached_property
-    def tokenizer(self) -> Any:  # type: ignore[override]
+    def tokenizer(self) -> Any:
         """A tokenizer of the target's vocabulary."""
         return tiny_tokenizer(FACTS.vocab_size)
 
@@ -206,8 +206,7 @@ class TinyTarget(Target):
         for layer in weights.layers:
             normed = self._norm(x, layer["input_layernorm.weight"])
             query, key, value = (
-                (normed @ layer[f"self_attn.{name}_proj.weight"].T).unflatten(-1, (-1, facts.head_dim))
-                for name in "qkv"
+                (normed @ layer[f"self_attn.{name}_proj.weight"].T).view(len(ids), -1, facts.head_dim) for name in "qkv"
             )
             query, key = (_rotated(part, turn) for part in (query, key))
             group = query.shape[1] // key.shape[1]

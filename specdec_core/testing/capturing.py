@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from specdec_core.capture.features import CapturePlan, Features
+from specdec_core.capture.features import CapturePlan
 from specdec_core.errors import UserError
 from specdec_core.testing.compare import assert_close
-from specdec_core.testing.family import Family, assert_features, everything
+from specdec_core.testing.family import Family, assert_features, everything, planned
 from specdec_core.testing.plugin import PluginContract
 from specdec_core.testing.promises import promise
 
+FIELDS = ("last_hidden", "embeds", "argmax")
 PACKINGS = (
     [[21]],
     [[7], [3], [12]],
@@ -53,16 +54,11 @@ class CapturingContract(PluginContract):
             CapturePlan((2,), argmax=True),
         ):
             found = family.target.capture(batch, plan)
-            fields = {name for name in ("last_hidden", "embeds", "argmax") if getattr(found, name) is not None}
-            wanted = {name for name in ("last_hidden", "embeds", "argmax") if getattr(plan, name)}
-            assert (fields, {*found.hidden}) == (wanted, {*plan.layers}), (
-                f"{plan} gives {sorted(fields)}, {[*found.hidden]}"
-            )
-            expected = Features(
-                {layer: whole.hidden[layer] for layer in plan.layers},
-                *(getattr(whole, name) if name in wanted else None for name in ("last_hidden", "embeds", "argmax")),
-            )
-            assert_features(found, expected, f"with {plan}")
+            fields = [name for name in FIELDS if getattr(found, name) is not None]
+            wanted = [name for name in FIELDS if getattr(plan, name)]
+            assert fields == wanted, f"{plan} gives {', '.join(fields) or 'no field'}"
+            assert {*found.hidden} == {*plan.layers}, f"{plan} gives layers {[*found.hidden]}"
+            assert_features(found, planned(whole, plan), f"with {plan}")
         try:
             family.target.capture(batch, CapturePlan((count + 1,)))
         except UserError:
@@ -108,7 +104,5 @@ class CapturingContract(PluginContract):
             expected = logits.argmax(-1).tolist()
             assert found == expected, f"after {len(prompt)} tokens it writes {found}, greedily the model {expected}"
             stops = [token in family.target.facts.stop_token_ids for token in found]
-            assert len(found) == 10 or stops[-1], (
-                f"it writes {found}, which is short and does not end with a stop token"
-            )
+            assert len(found) == 10 or stops[-1], f"it writes {found}: short, and without a stop token at its end"
             assert not any(stops[:-1]), f"it writes {found}, and goes on after a stop token"

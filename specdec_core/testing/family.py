@@ -74,6 +74,16 @@ def everything(target: Target) -> CapturePlan:
     return CapturePlan(tuple(range(target.facts.num_layers + 1)), last_hidden=True, embeds=True, argmax=True)
 
 
+def planned(features: Features, plan: CapturePlan) -> Features:
+    """Of features that hold everything, what a plan names."""
+    return Features(
+        {layer: features.hidden[layer] for layer in plan.layers},
+        features.last_hidden if plan.last_hidden else None,
+        features.embeds if plan.embeds else None,
+        features.argmax if plan.argmax else None,
+    )
+
+
 def assert_features(found: Features, expected: Features, what: str) -> None:
     """Every tensor of `expected`, up to rounding."""
     missing = expected.hidden.keys() ^ found.hidden.keys()
@@ -103,10 +113,4 @@ class Family:
 
     def features(self, ids: Sequence[int], plan: CapturePlan) -> Features:
         """What the plan names of the reference."""
-        values = self.reference(ids).features
-        return Features(
-            {layer: values.hidden[layer] for layer in plan.layers},
-            values.last_hidden if plan.last_hidden else None,
-            values.embeds if plan.embeds else None,
-            values.argmax if plan.argmax else None,
-        )
+        return planned(self.reference(ids).features, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from specdec_core.testing import AlgorithmContract, BackboneContract, ExporterContract
 
 ROOT = Path(__file__).parents[1]
+TABLES = sorted(ROOT.glob("**/tests/planted_bugs.py"))
 BROKEN = re.compile(r"BrokenPromise: ([\w-]+) is broken by")
 OUTCOME = re.compile(r"^(?:FAILED|ERROR) ", re.MULTILINE)
 
@@ -38,6 +40,17 @@ def bug(name: str, promise: str, contract: str, *edits: str) -> Bug:
     return Bug(name, promise, contract, tuple(zip(edits[::3], edits[1::3], edits[2::3], strict=True)))
 
 
+def table(path: Path) -> list[Bug]:
+    """The bugs of a `planted_bugs.py`."""
+    spec = importlib.util.spec_from_file_location("planted_bugs", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: list[Bug] = module.BUGS
+    return found
+
+
 def source_of(package: str) -> Path:
     """Where a package of this repository lies."""
     found = [path for path in (ROOT, *ROOT.glob("plugins/*/src")) if (path / package / "__init__.py").is_file()]
@@ -56,7 +69,7 @@ def plant(edits: tuple[tuple[str, str, str], ...], directory: Path) -> None:
         path.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def tests_of(promise: str) -> str:
+def keeping(promise: str) -> str:
     """The contracts' tests of a promise, as pytest's -k takes them."""
     contracts = (AlgorithmContract, BackboneContract, ExporterContract)
     methods = {name: method for contract in contracts for name, method in inspect.getmembers(contract)}

@@ -13,12 +13,17 @@ from specdec_core.algorithm.base import Algorithm, Metric
 from specdec_core.algorithm.draft import Draft
 from specdec_core.algorithm.proposal import Drafter, Verified
 from specdec_core.capture.features import Features
-from specdec_core.config.run import DraftSection, Dtype
+from specdec_core.config.run import DraftSection, Dtype, TrainSection
 from specdec_core.data.batch import Batch
 from specdec_core.data.vocab import VocabMap
+from specdec_core.engine.base import StepModule
+from specdec_core.engine.config import TorchEngineConfig
+from specdec_core.engine.torch_engine import TorchEngine
 from specdec_core.testing.batches import Document, batch_of, pack, random_ids
 from specdec_core.testing.compare import assert_all_close, assert_close
 from specdec_core.testing.target import TinyTarget
+
+LEARNING_RATE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,23 @@ class Bench:
         packed = [pack(part) for part in parts]
         total = torch.stack([self.denominator(draft, *part) for part in packed]).sum(0)
         return Step.sum([self.step(draft, *part, total) for part in packed])
+
+    def train(self, draft: Draft, documents: Sequence[Document], steps: int, lr: float = LEARNING_RATE) -> list[float]:
+        """Train on one batch with the engine `torch`, and leave the draft in evaluation mode. The loss of each step."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            engine, window = self.engine(draft, lr), [pack([documents])]
+            losses = [float(engine.train_step(window).metrics["loss"].sum) for _ in range(steps)]
+        draft.eval()
+        return losses
+
+    def engine(self, draft: Draft, lr: float = LEARNING_RATE) -> TorchEngine:
+        """The engine `torch`, ready to train a draft on the CPU."""
+        engine = TorchEngine(TorchEngineConfig(device="cpu"))
+        engine.start()
+        train = TrainSection(lr=lr, schedule="constant", warmup_ratio=0.0)
+        engine.prepare(StepModule(self.algorithm, draft, self.target), train, 1)
+        return engine
 
     def drafter(self, draft: Draft) -> Drafter:
         """A drafter for one sequence."""

@@ -126,8 +126,8 @@ class ExporterContract(PluginContract):
         """Its config, its lock and the step of the weights."""
         exporter: Exporter = self.load()
         exporter.write(self.draft(), tmp_path / "draft", RUN)
-        found = self.read_provenance(tmp_path / "draft")
-        assert found == RUN.to_json(), f"beside the draft stands {found}, the run is {RUN.to_json()}"
+        found, expected = self.read_provenance(tmp_path / "draft"), {**vars(RUN)}
+        assert found == expected, f"beside the draft stands {found}, the run is {expected}"
 
     def _check(self, out: Path, written: ExportedDraft) -> None:
         found = self.read(out)

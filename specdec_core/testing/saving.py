@@ -19,7 +19,6 @@ from specdec_core.testing.bench import Bench
 from specdec_core.testing.compare import assert_all_same
 from specdec_core.testing.promises import promise
 from specdec_core.testing.step import OnTheBench
-from specdec_core.testing.training import engine_for
 
 
 class SavingContract(OnTheBench):
@@ -30,7 +29,7 @@ class SavingContract(OnTheBench):
         """The step after loading, and the weights that it leaves, are the same to the last bit."""
         bench = self.trained()
         window = [pack([bench.documents()])]
-        engine = engine_for(bench, bench.draft())
+        engine = bench.engine(bench.draft())
         for _ in range(2):
             engine.train_step(window)
         path = store.save(
@@ -52,7 +51,7 @@ class SavingContract(OnTheBench):
         saved = store.load(path)
         again = bench.algorithm.build_draft(saved.draft_config, bench.target, vocab_of(saved.vocab))
         load_weights(again, saved.draft, "the checkpoint")
-        resumed = engine_for(bench, again)
+        resumed = bench.engine(again)
         resumed.load_state(saved.draft, saved.engine)
         losses = []
         for each in (engine, resumed):

@@ -11,33 +11,21 @@ import torch
 
 from specdec_core.algorithm.draft import Draft
 from specdec_core.capture.features import Features
-from specdec_core.config.run import Dtype, TrainSection
-from specdec_core.engine.base import StepModule
-from specdec_core.engine.config import TorchEngineConfig
+from specdec_core.config.run import Dtype
 from specdec_core.engine.masters import cast_parameters
-from specdec_core.engine.torch_engine import TorchEngine
 from specdec_core.errors import UserError
 from specdec_core.testing.batches import pack
-from specdec_core.testing.bench import Bench
+from specdec_core.testing.bench import Bench, Step
 from specdec_core.testing.compare import assert_all_same, assert_close
 from specdec_core.testing.promises import promise
 from specdec_core.testing.step import OnTheBench
 
-STEPS, LEARNING_RATE = 20, 1e-2
+STEPS = 20
 FALL = 0.98
 """The loss after `STEPS` steps, over what it was."""
 TYPES: tuple[tuple[Dtype, Dtype], ...] = (("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
 COARSE = 0.1
 """How far bfloat16 may move a loss."""
-
-
-def engine_for(bench: Bench, draft: Draft, lr: float = LEARNING_RATE) -> TorchEngine:
-    """The engine `torch`, ready to train a draft on the CPU."""
-    engine = TorchEngine(TorchEngineConfig(device="cpu"))
-    engine.start()
-    train = TrainSection(lr=lr, schedule="constant", warmup_ratio=0.0)
-    engine.prepare(StepModule(bench.algorithm, draft, bench.target), train, 1)
-    return engine
 
 
 class PlannedLayers(dict[int, torch.Tensor]):
@@ -75,7 +63,7 @@ class TrainingContract(OnTheBench):
         documents = bench.documents()
         with contextlib.suppress(UserError):  # an algorithm without a closed-form start says so
             bench.algorithm.fit_draft(draft, bench.target, [pack([documents])])
-        engine_for(bench, draft).train_step([pack([documents])])
+        bench.engine(draft).train_step([pack([documents])])
         drafter = bench.drafter(draft)
         drafter.begin(bench.verified(range(3, 12)))
         assert bench.target.is_untouched, "a weight of the target was changed, or takes part in autograd"
@@ -93,19 +81,19 @@ class TrainingContract(OnTheBench):
 
     @promise("seeded")
     def test_a_seed_decides_everything(self) -> None:
-        """With dropout and the like switched on; between the two runs another draft is built and trained."""
-        bench = self.trained()
-        batch, features = pack([bench.documents()])
+        """With dropout and the like switched on; the second time another draft and batch came before."""
+        self.trained()
+        benches = [Bench(self.load(), self.vocab_size) for _ in range(2)]
+        batch, features = pack([benches[0].documents()])
+        benches[1].step(benches[1].draft(seed=1), *pack([benches[1].documents()[::-1]]))
 
-        def run() -> tuple[Draft, Any]:
+        def run(bench: Bench) -> tuple[Draft, Step]:
             draft = bench.draft(seed=3).train()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(4)
                 return draft, bench.step(draft, batch, features)
 
-        first_draft, first = run()
-        bench.step(bench.draft(seed=1), *pack([[bench.random_document(30, 1)]]))
-        second_draft, second = run()
+        (first_draft, first), (second_draft, second) = map(run, benches)
         assert_all_same(second_draft.state_dict(), first_draft.state_dict(), "built twice, the draft's")
         assert second.loss == first.loss, f"the loss is {second.loss:.6g} the second time, {first.loss:.6g} the first"
         assert_all_same(second.gradients, first.gradients, "computed twice, the gradient of")
@@ -114,13 +102,9 @@ class TrainingContract(OnTheBench):
     def test_the_loss_falls_on_a_repeated_batch(self) -> None:
         """Through the engine `torch`, from the start that a run takes by default."""
         bench = self.trained()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            draft = bench.random_draft()
-            bench.algorithm.init_draft(draft, bench.target)
-            engine = engine_for(bench, draft)
-            window = [pack([bench.documents()])]
-            losses = [float(engine.train_step(window).metrics["loss"].sum) for _ in range(STEPS)]
+        draft = bench.random_draft()
+        bench.algorithm.init_draft(draft, bench.target)
+        losses = bench.train(draft, bench.documents(), STEPS)
         assert losses[-1] < FALL * losses[0], f"the loss goes from {losses[0]:.4g} to {losses[-1]:.4g} in {STEPS} steps"
 
     @promise("gradients")

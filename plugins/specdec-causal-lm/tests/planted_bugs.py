@@ -61,6 +61,8 @@ BUGS = [
         ATTENTION, "part = (slice(row, row + 1), slice(None)", "part = (slice(0, 1), slice(None)"),
     bug("window one token too wide", "capture", WINDOWS,
         ATTENTION, "ones.triu(1 - self.window)", "ones.triu(-self.window)"),
+    bug("window of a layer forgotten", "capture", WINDOWS,
+        ATTENTION, "_DocumentMask(current, local_size)", "_DocumentMask(current, None)"),
     bug("forward ended too early", "capture-plan", PLAIN,
         TARGET, "not (cached or plan.last_hidden or plan.argmax)", "not (cached or plan.last_hidden)"),
     bug("more captured than planned", "capture-plan", PLAIN,
@@ -74,8 +76,6 @@ BUGS = [
     # Sessions.
     bug("positions of a continuation from 0", "sessions", PLAIN,
         TARGET, "positions = start + (torch", "positions = 0 * start + (torch"),
-    bug("windows forgotten in sessions", "sessions", WINDOWS,
-        SESSION, "_Buffer(capacity, sliding) for", "_Buffer(capacity, False) for"),
     bug("capacity not checked", "sessions", PLAIN,
         SESSION, "> self.capacity:", "> 10**9:"),
     bug("branches of a tree see each other", "trees", PLAIN,

@@ -15,6 +15,7 @@ from pathlib import Path
 from specdec_core.testing import AlgorithmContract, BackboneContract, ExporterContract
 
 ROOT = Path(__file__).parents[1]
+SOURCES = (ROOT, *sorted(ROOT.glob("plugins/*/src")))
 TABLES = sorted(ROOT.glob("**/tests/planted_bugs.py"))
 BROKEN = re.compile(r"BrokenPromise: ([\w-]+) is broken by")
 OUTCOME = re.compile(r"^(?:FAILED|ERROR) ", re.MULTILINE)
@@ -53,7 +54,7 @@ def table(path: Path) -> list[Bug]:
 
 def source_of(package: str) -> Path:
     """Where a package of this repository lies."""
-    found = [path for path in (ROOT, *ROOT.glob("plugins/*/src")) if (path / package / "__init__.py").is_file()]
+    found = [path for path in SOURCES if (path / package / "__init__.py").is_file()]
     assert len(found) == 1, f"{package} is in {found}"
     return found[0] / package
 
@@ -84,7 +85,12 @@ def broken_promises(contracts: Path, which: str, path: Path) -> tuple[list[str],
     options = f"-q -rfE --tb=no --noconftest -p no:cacheprovider -c {os.devnull} --import-mode=importlib"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options.split(), "--rootdir", str(path), "-k", which, str(contracts)],
-        env={**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", "COLUMNS": "400"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (path, *SOURCES))),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "400",
+        },
         cwd=path,
         capture_output=True,
         text=True,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -173,6 +174,23 @@ class Bench:
         """The slots from `start` on that have been read of a text whose last token was just emitted."""
         features = self.features(text).select(slice(start, len(text) - 1))
         return Verified(torch.tensor(text[start:]), features, start)
+
+
+@contextmanager
+def recorded(draft: Draft) -> Iterator[list[Tensor]]:
+    """Yield a list that fills with what `draft.compute_logits` reads within the block, call by call."""
+    states: list[Tensor] = []
+    compute_logits = draft.compute_logits
+
+    def recording(hidden: Tensor) -> Tensor:
+        states.append(hidden.detach())
+        return compute_logits(hidden)
+
+    draft.compute_logits = recording  # type: ignore[method-assign]
+    try:
+        yield states
+    finally:
+        del draft.compute_logits
 
 
 @torch.no_grad()

@@ -13,9 +13,10 @@ from torch import Tensor
 from specdec_core.algorithm.draft import Draft
 from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verified
 from specdec_core.capture.features import CapturePlan, Features
+from specdec_core.data.batch import Batch
 from specdec_core.decode.loop import decode
-from specdec_core.testing.batches import Document, batch_of, random_ids, tree_paths
-from specdec_core.testing.bench import Bench, Step
+from specdec_core.testing.batches import Document, batch_of, pack, random_ids, tree_paths
+from specdec_core.testing.bench import Bench, Step, recorded
 from specdec_core.testing.compare import assert_close
 from specdec_core.testing.promises import promise
 from specdec_core.testing.step import OnTheBench
@@ -24,7 +25,7 @@ from specdec_core.testing.target import states_saying
 PREFIXES = (2, 3, 8, 15)
 """Tokens known when a proposal is asked for."""
 DRAWS = 60
-NEW_TOKENS = 24
+NEW_TOKENS = 16
 LESSONS = 25
 """Steps after which a draft has learned to say one token, and something of a few short texts."""
 SURPRISE = 5.0
@@ -33,6 +34,13 @@ SURPRISE = 5.0
 
 class DraftingContract(OnTheBench):
     """Of the drafter, alone and against the training step."""
+
+    def training_states(self, draft: Draft, batch: Batch, features: Features) -> Tensor | None:
+        """[K, S, H] what the training step computes of one row at each depth and slot for `draft.compute_logits` to
+        read. Override it (see `specdec_core.testing.bench.recorded`) to have the drafter's own states compared with
+        them. Default: None, only what is chosen and how probable it is are compared.
+        """
+        return None
 
     @promise("training-is-decoding")
     @torch.no_grad()
@@ -45,9 +53,16 @@ class DraftingContract(OnTheBench):
             text = self._text(bench, count)
             drafter = bench.drafter(draft)
             drafter.begin(bench.verified(text))
-            chosen = _first_choices(drafter.propose(depths, Sampling()))
+            with recorded(draft) as states:
+                chosen = _first_choices(drafter.propose(depths, Sampling()))
             assert chosen, f"after {count} tokens nothing is proposed"
-            slots = _Slots(bench, draft, _agreeing(bench, bench.document(text + chosen), count))
+            document = _agreeing(bench, bench.document(text + chosen), count)
+            trained = self.training_states(draft, *pack([[document]]))
+            for depth, state in enumerate(states if trained is not None else (), start=1):
+                assert trained is not None
+                what = f"after {count} tokens the drafter's state at depth {depth}, against the training step's,"
+                assert_close(state.flatten(0, -2)[-1], trained[depth - 1, count - 2], what)
+            slots = _Slots(bench, draft, document)
             for depth, token in enumerate(chosen, start=1):
                 assert slots.at(count - 2, f"accuracy/{depth}") == 1, (
                     f"after {count} tokens the drafter's token at depth {depth} is {token}; the training step's choice "

@@ -239,10 +239,10 @@ def test_a_report_says_that_drafts_were_trees_and_how_large() -> None:
     evaluation.check()
     measured = Measured(evaluation, {}, "float32")
     assert "plain; tree of up to 8 nodes (on average 6.7), T = 0, " in conditions_line(measured)
-    speed, tau, chain = figures_lines(evaluation)
+    speed, tau, other = figures_lines(evaluation)
     assert "with k = 4 levels of draft tokens." in speed
     assert tau == "τ = 4.33 tokens per forward of the target."
-    assert chain.endswith("τ = 1.00 (chain, k = 4).")
+    assert other.endswith("τ = 1.00 (chain, k = 4).")
     found = as_json(measured)
     assert found["conditions"]["drafting"] == found["methods"][1]["drafting"] != "chain"
     assert found["methods"][0]["drafting"] == found["methods"][2]["drafting"] == "chain"

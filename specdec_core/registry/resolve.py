@@ -160,7 +160,7 @@ def _resolve_sections(raw: Mapping[str, Any], registry: Registry) -> tuple[dict[
             problems.append(Problem(f"{path}.name", str(error)))
             continue
         try:
-            options = model.model_validate(chosen.options, extra=model.model_config.get("extra", "forbid"))
+            options = validate_options(model, chosen.options)
         except ValidationError as error:
             problems += _options_problems(error, model, chosen, path, record)
             continue
@@ -214,6 +214,11 @@ def options_model(record: Record) -> type[BaseModel]:
             f"{record.spec.config} of {record.source} is not a pydantic model; this is a fault of that plugin."
         )
     return model
+
+
+def validate_options(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
+    """A plugin's options; unknown keys are refused unless the model says otherwise. Raises ValidationError."""
+    return model.model_validate(options, extra=model.model_config.get("extra", "forbid"))
 
 
 def import_reference(reference: str, what: str) -> Any:

@@ -1,0 +1,103 @@
+"""Mistakes planted in copies of packages, and what the contract kit makes of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from specdec_core.testing import AlgorithmContract, BackboneContract, ExporterContract
+
+ROOT = Path(__file__).parents[1]
+SOURCES = (ROOT, *sorted(ROOT.glob("plugins/*/src")))
+TABLES = sorted(ROOT.glob("**/tests/planted_bugs.py"))
+BROKEN = re.compile(r"BrokenPromise: ([\w-]+) is broken by")
+OUTCOME = re.compile(r"^(?:FAILED|ERROR) ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A mistake: what is replaced in which files of a package, and the promise that is there to catch it.
+
+    contract  the contract class that is run, of the test_contract.py beside the table
+    edits     (file, old, new): `file` begins with the package's name, `old` occurs in it exactly once
+    """
+
+    name: str
+    promise: str
+    contract: str
+    edits: tuple[tuple[str, str, str], ...]
+
+
+def bug(name: str, promise: str, contract: str, *edits: str) -> Bug:
+    """A row of a table of bugs: file, old and new of each edit in turn."""
+    assert len(edits) % 3 == 0, f"{name}: edits are file, old, new"
+    return Bug(name, promise, contract, tuple(zip(edits[::3], edits[1::3], edits[2::3], strict=True)))
+
+
+def table(path: Path) -> list[Bug]:
+    """The bugs of a `planted_bugs.py`."""
+    spec = importlib.util.spec_from_file_location("planted_bugs", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: list[Bug] = module.BUGS
+    return found
+
+
+def source_of(package: str) -> Path:
+    """Where a package of this repository lies."""
+    found = [path for path in SOURCES if (path / package / "__init__.py").is_file()]
+    assert len(found) == 1, f"{package} is in {found}"
+    return found[0] / package
+
+
+def plant(edits: tuple[tuple[str, str, str], ...], directory: Path) -> None:
+    """Copy the packages of `edits` into `directory` and edit the copies."""
+    for package in {file.partition("/")[0] for file, _, _ in edits}:
+        shutil.copytree(source_of(package), directory / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, old, new in edits:
+        path = directory / file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{file} holds {text.count(old)} times {old!r}; the table of bugs has drifted"
+        path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def keeping(promise: str) -> str:
+    """The contracts' tests of a promise, as pytest's -k takes them."""
+    contracts = (AlgorithmContract, BackboneContract, ExporterContract)
+    methods = {name: method for contract in contracts for name, method in inspect.getmembers(contract)}
+    return " or ".join(name for name, method in methods.items() if getattr(method, "promise", None) == promise)
+
+
+def broken_promises(contracts: Path, which: str, path: Path) -> tuple[list[str], str]:
+    """Run contract tests with `path` before all others; `which` is pytest's -k.
+
+    Returns the promises that broke, and pytest's output. A failure outside of any promise counts as "none".
+    """
+    options = f"-q -rfE --tb=no --noconftest -p no:cacheprovider -c {os.devnull} --import-mode=importlib"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options.split(), "--rootdir", str(path), "-k", which, str(contracts)],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (path, *SOURCES))),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "400",
+        },
+        cwd=path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode in (0, 1), output
+    broken = BROKEN.findall(output)
+    others = len(OUTCOME.findall(output)) - len(broken)
+    return list(dict.fromkeys([*broken, *["none"] * bool(others)])), output

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from specdec_core.algorithm.base import Algorithm, Metric
+from specdec_core.algorithm.base import Algorithm, Metric, TrainedAlgorithm, TrainingFreeAlgorithm
 from specdec_core.algorithm.draft import Draft
 from specdec_core.algorithm.proposal import Drafter, Verified
 from specdec_core.capture.features import Features
@@ -25,6 +27,8 @@ from specdec_core.testing.compare import assert_all_close, assert_close
 from specdec_core.testing.target import TinyTarget
 
 LEARNING_RATE = 1e-2
+LESSONS = 25
+"""Steps after which a draft has learned to say one token, and something of a few short texts."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +70,68 @@ class Step:
             assert_close(self.metrics[name].sum, metric.sum, f"the sum of metric {name}")
 
 
-class Bench:
-    """An algorithm with its options on a `TinyTarget`. `vocab_size` is that of the draft, None for the target's."""
+class Bench(ABC):
+    """An algorithm with its options on a `TinyTarget`."""
 
-    def __init__(self, algorithm: Algorithm, vocab_size: int | None, dtype: Dtype = "float32") -> None:
-        self.algorithm = algorithm
+    def __init__(self, algorithm: Algorithm, dtype: Dtype = "float32") -> None:
         self.target = TinyTarget(dtype)
         self.facts = self.target.facts
         self.plan = algorithm.capture_plan(self.facts)
+
+    @abstractmethod
+    def drafters(self, lessons: Sequence[Document] = ()) -> Callable[[], Drafter]:
+        """What makes drafters, all of one draft. The draft is shaken, or was trained on `lessons`."""
+
+    @property
+    def sayable(self) -> Tensor:
+        """[D] the target ids that can be proposed."""
+        return torch.arange(self.facts.vocab_size)
+
+    @torch.no_grad()
+    def features(self, ids: Sequence[int]) -> Features:
+        """What the plan names, of one document."""
+        return self.target.capture(batch_of([[list(ids)]]), self.plan)
+
+    def document(self, ids: Sequence[int], learned: Iterable[bool] | None = None) -> Document:
+        """With the target's own features; None learns every token."""
+        mask = torch.ones(len(ids), dtype=torch.bool) if learned is None else torch.tensor(list(learned))
+        return Document(torch.tensor(ids), mask, self.features(ids))
+
+    def verified(self, text: Sequence[int], start: int = 0) -> Verified:
+        """The slots from `start` on that have been read of a text whose last token was just emitted."""
+        features = self.features(text).select(slice(start, len(text) - 1))
+        return Verified(torch.tensor(text[start:]), features, start)
+
+
+class FreeBench(Bench):
+    """For an algorithm without training."""
+
+    def __init__(self, algorithm: TrainingFreeAlgorithm, dtype: Dtype = "float32") -> None:
+        super().__init__(algorithm, dtype)
+        self.algorithm = algorithm
+
+    def drafters(self, lessons: Sequence[Document] = ()) -> Callable[[], Drafter]:
+        """There is nobody to be taught."""
+        return partial(self.algorithm.drafter, self.target)
+
+
+class TrainedBench(Bench):
+    """For an algorithm that trains. `vocab_size` is that of the draft, None for the target's."""
+
+    def __init__(self, algorithm: TrainedAlgorithm, vocab_size: int | None, dtype: Dtype = "float32") -> None:
+        super().__init__(algorithm, dtype)
+        self.algorithm = algorithm
         self.config = algorithm.draft_config(self.facts, DraftSection(vocab_size=vocab_size))
         size = self.config.get("draft_vocab_size") or self.facts.vocab_size
         self.vocab = None
         if size != self.facts.vocab_size:
             counts = torch.randint(0, 99, (self.facts.vocab_size,), generator=torch.Generator().manual_seed(5))
             self.vocab = VocabMap.from_counts(counts, size, always=self.facts.stop_token_ids)
+
+    @property
+    def sayable(self) -> Tensor:
+        """[D] the target ids of the draft vocabulary."""
+        return super().sayable if self.vocab is None else self.vocab.ids
 
     def random_draft(self, seed: int = 0) -> Draft:
         """A draft as it is built, in evaluation mode."""
@@ -93,21 +145,34 @@ class Bench:
         shake(draft, seed)
         return draft
 
-    @property
-    def sayable(self) -> Tensor:
-        """[D] the target ids that the draft can propose."""
-        return torch.arange(self.facts.vocab_size) if self.vocab is None else self.vocab.ids
+    def drafter(self, draft: Draft) -> Drafter:
+        """A drafter for one sequence."""
+        return self.algorithm.drafter(draft, self.target)
 
-    def document(self, ids: Sequence[int], learned: Iterable[bool] | None = None) -> Document:
-        """With the target's own features; None learns every token."""
-        mask = torch.ones(len(ids), dtype=torch.bool) if learned is None else torch.tensor(list(learned))
-        return Document(torch.tensor(ids), mask, self.features(ids))
+    def drafters(self, lessons: Sequence[Document] = ()) -> Callable[[], Drafter]:
+        """What makes drafters, all of one draft."""
+        if not lessons:
+            return partial(self.drafter, self.draft())
+        draft = self.random_draft()
+        self.train(draft, lessons, LESSONS)
+        return partial(self.drafter, draft)
 
-    def random_document(self, length: int, seed: int) -> Document:
-        """Random tokens, of which runs are learned."""
-        generator = torch.Generator().manual_seed(seed)
-        learned = [bool(x) for x in torch.rand(length // 8 + 1, generator=generator) < 0.7 for _ in range(8)]
-        return self.document(random_ids(length, self.facts.vocab_size, seed), learned[:length])
+    def engine(self, draft: Draft) -> TorchEngine:
+        """The engine `torch`, ready to train a draft on the CPU."""
+        engine = TorchEngine(TorchEngineConfig(device="cpu"))
+        engine.start()
+        train = TrainSection(lr=LEARNING_RATE, schedule="constant", warmup_ratio=0.0)
+        engine.prepare(StepModule(self.algorithm, draft, self.target), train, 1)
+        return engine
+
+    def train(self, draft: Draft, documents: Sequence[Document], steps: int) -> list[float]:
+        """Train on one batch with the engine `torch`, and leave the draft in evaluation mode. The loss of each step."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            engine, window = self.engine(draft), [pack([documents])]
+            losses = [float(engine.train_step(window).metrics["loss"].sum) for _ in range(steps)]
+        draft.eval()
+        return losses
 
     def documents(self) -> list[Document]:
         """Long and short ones, one of a single token, one of which nothing is learned."""
@@ -115,10 +180,11 @@ class Bench:
         found = [self.random_document(length, seed) for seed, length in enumerate(lengths, 40)]
         return [*found, self.document(random_ids(9, self.facts.vocab_size, 8), [False] * 9)]
 
-    @torch.no_grad()
-    def features(self, ids: Sequence[int]) -> Features:
-        """What the plan names, of one document."""
-        return self.target.capture(batch_of([[list(ids)]]), self.plan)
+    def random_document(self, length: int, seed: int) -> Document:
+        """Random tokens, of which runs are learned."""
+        generator = torch.Generator().manual_seed(seed)
+        learned = [bool(x) for x in torch.rand(length // 8 + 1, generator=generator) < 0.7 for _ in range(8)]
+        return self.document(random_ids(length, self.facts.vocab_size, seed), learned[:length])
 
     def denominator(self, draft: Draft, batch: Batch, features: Features) -> Tensor:
         """[K] float32."""
@@ -148,32 +214,6 @@ class Bench:
         packed = [pack(part) for part in parts]
         total = torch.stack([self.denominator(draft, *part) for part in packed]).sum(0)
         return Step.sum([self.step(draft, *part, total) for part in packed])
-
-    def train(self, draft: Draft, documents: Sequence[Document], steps: int, lr: float = LEARNING_RATE) -> list[float]:
-        """Train on one batch with the engine `torch`, and leave the draft in evaluation mode. The loss of each step."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            engine, window = self.engine(draft, lr), [pack([documents])]
-            losses = [float(engine.train_step(window).metrics["loss"].sum) for _ in range(steps)]
-        draft.eval()
-        return losses
-
-    def engine(self, draft: Draft, lr: float = LEARNING_RATE) -> TorchEngine:
-        """The engine `torch`, ready to train a draft on the CPU."""
-        engine = TorchEngine(TorchEngineConfig(device="cpu"))
-        engine.start()
-        train = TrainSection(lr=lr, schedule="constant", warmup_ratio=0.0)
-        engine.prepare(StepModule(self.algorithm, draft, self.target), train, 1)
-        return engine
-
-    def drafter(self, draft: Draft) -> Drafter:
-        """A drafter for one sequence."""
-        return self.algorithm.drafter(draft, self.target)
-
-    def verified(self, text: Sequence[int], start: int = 0) -> Verified:
-        """The slots from `start` on that have been read of a text whose last token was just emitted."""
-        features = self.features(text).select(slice(start, len(text) - 1))
-        return Verified(torch.tensor(text[start:]), features, start)
 
 
 @contextmanager

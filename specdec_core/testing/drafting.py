@@ -16,7 +16,7 @@ from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.data.batch import Batch
 from specdec_core.decode.loop import decode
 from specdec_core.testing.batches import Document, batch_of, pack, random_ids, tree_paths
-from specdec_core.testing.bench import Bench, Step, recorded
+from specdec_core.testing.bench import Bench, Step, TrainedBench, recorded
 from specdec_core.testing.compare import assert_close
 from specdec_core.testing.promises import promise
 from specdec_core.testing.step import OnTheBench
@@ -26,8 +26,6 @@ PREFIXES = (2, 3, 8, 15)
 """Tokens known when a proposal is asked for."""
 DRAWS = 60
 NEW_TOKENS = 16
-LESSONS = 25
-"""Steps after which a draft has learned to say one token, and something of a few short texts."""
 SURPRISE = 5.0
 """Standard deviations by which drawn tokens may be less or more likely than their distributions say."""
 
@@ -165,12 +163,12 @@ class DraftingContract(OnTheBench):
     def test_after_accept_a_drafter_is_as_if_it_had_begun_on_the_longer_text(self, temperature: float) -> None:
         """Some, none or all of its guesses are accepted, several times over; it is also begun anew."""
         bench = self.bench()
-        draft, text = bench.draft(), self._text(bench, 5)
+        new, text = bench.drafters(), self._text(bench, 5)
 
         def propose(drafter: Drafter) -> Proposal:
             return drafter.propose(5, Sampling(temperature, torch.Generator().manual_seed(9)))
 
-        drafter = bench.drafter(draft)
+        drafter = new()
         for beginning in (self._text(bench, 14), text):
             drafter.begin(bench.verified(beginning))
             proposal = propose(drafter)
@@ -180,7 +178,7 @@ class DraftingContract(OnTheBench):
             other = (guesses[accepted] if accepted < len(guesses) else text[-1]) + 1
             text = [*text, *guesses[:accepted], 3 + other % 90]
             drafter.accept(bench.verified(text, start))
-            fresh = bench.drafter(draft)
+            fresh = new()
             fresh.begin(bench.verified(text))
             proposal, expected = propose(drafter), propose(fresh)
             what = f"after {rounds} rounds, {accepted} of {len(guesses)} guesses accepted in the last,"
@@ -194,7 +192,7 @@ class DraftingContract(OnTheBench):
     def test_greedy_decoding_writes_what_the_target_writes(self) -> None:
         """Token for token, for several prompts and lengths of proposals. The draft is trained on these texts first, so
         that some of its tokens stand."""
-        bench = self.trained()
+        bench = self.bench()
         prompts = [random_ids(length, bench.facts.vocab_size, length) for length in (1, 6, 11)]
 
         def written(drafter: Drafter | None, prompt: list[int], count: int) -> list[int]:
@@ -204,10 +202,9 @@ class DraftingContract(OnTheBench):
             return [token for emission in emissions for token in emission.tokens]
 
         alone = [(prompt, written(None, prompt, 1)) for prompt in prompts]
-        draft = bench.random_draft()
-        bench.train(draft, [bench.document([*prompt, *text]) for prompt, text in alone], LESSONS)
+        new = bench.drafters([bench.document([*prompt, *text]) for prompt, text in alone])
         for (prompt, text), count in zip(alone, (3, 1, 6), strict=True):
-            found = written(bench.drafter(draft), prompt, count)
+            found = written(new(), prompt, count)
             assert found == text, f"the target alone writes {text}, with the drafter {found}"
 
     @promise("stop-tokens")
@@ -217,9 +214,7 @@ class DraftingContract(OnTheBench):
         (stop,) = bench.facts.stop_token_ids
         text = self._text(bench, 3) + [stop] * 21
         document = _agreeing(bench, bench.document(text), 3)
-        draft = bench.random_draft()
-        bench.train(draft, [document], LESSONS)
-        drafter = bench.drafter(draft)
+        drafter = bench.drafters([document])()
         with torch.no_grad():
             drafter.begin(Verified(document.ids[:12], document.features.select(slice(0, 11)), 0))
             found = _first_choices(drafter.propose(1, Sampling()))
@@ -227,7 +222,7 @@ class DraftingContract(OnTheBench):
 
     def _proposer(self, bench: Bench) -> Callable[[int, float, int], Proposal]:
         """(how many, temperature, seed) -> a proposal to follow one text, which is read anew for each."""
-        drafter, verified = bench.drafter(bench.draft()), bench.verified(self._text(bench, 9))
+        drafter, verified = bench.drafters()(), bench.verified(self._text(bench, 9))
 
         def propose(count: int, temperature: float, seed: int) -> Proposal:
             drafter.begin(verified)
@@ -240,7 +235,7 @@ class DraftingContract(OnTheBench):
         return random_ids(count, bench.facts.vocab_size, count)
 
 
-def _depths(bench: Bench, draft: Draft, metric: str) -> int:
+def _depths(bench: TrainedBench, draft: Draft, metric: str) -> int:
     """How many depths the training step measures; the test is skipped if none."""
     metrics = bench.rows(draft, [[bench.document(random_ids(40, 99, 1))]]).metrics
     depths = sum(name.startswith(f"{metric}/") for name in metrics)
@@ -256,7 +251,7 @@ class _Slots:
     Every token is learned, so each token more lets one slot more count at each depth.
     """
 
-    def __init__(self, bench: Bench, draft: Draft, document: Document) -> None:
+    def __init__(self, bench: TrainedBench, draft: Draft, document: Document) -> None:
         self.bench, self.draft, self.document = bench, draft, document
         self.steps: dict[int, Step] = {}
 

@@ -15,7 +15,7 @@ from specdec_core.checkpoint.weights import load_weights, read_saved_draft, voca
 from specdec_core.export.base import Provenance
 from specdec_core.export.hf import HFExporter
 from specdec_core.testing.batches import pack
-from specdec_core.testing.bench import Bench
+from specdec_core.testing.bench import TrainedBench
 from specdec_core.testing.compare import assert_all_same
 from specdec_core.testing.promises import promise
 from specdec_core.testing.step import OnTheBench
@@ -114,7 +114,7 @@ class SavingContract(OnTheBench):
                 assert torch.equal(tensors[name], expected), f"{name} is not that of the draft vocabulary"
 
 
-def _exported(bench: Bench, draft: Draft) -> ExportedDraft:
+def _exported(bench: TrainedBench, draft: Draft) -> ExportedDraft:
     """With copies of the tensors."""
     exported = bench.algorithm.export(draft, bench.facts)
     tensors: dict[str, Tensor] = {name: tensor.clone() for name, tensor in exported.tensors.items()}

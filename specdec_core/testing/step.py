@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import pytest
 
+from specdec_core.algorithm.base import TrainedAlgorithm
 from specdec_core.config.run import Dtype
-from specdec_core.testing.bench import Bench
+from specdec_core.testing.bench import Bench, FreeBench, TrainedBench
 from specdec_core.testing.plugin import PluginContract
 
 
@@ -22,12 +23,15 @@ class OnTheBench(PluginContract):
     @cache
     def bench(cls, dtype: Dtype = "float32") -> Bench:
         """The algorithm with the class's options."""
-        return Bench(cls.load(), cls.vocab_size, dtype)
+        algorithm = cls.load()
+        if isinstance(algorithm, TrainedAlgorithm):
+            return TrainedBench(algorithm, cls.vocab_size, dtype)
+        return FreeBench(algorithm, dtype)
 
     @classmethod
-    def trained(cls, dtype: Dtype = "float32") -> Bench:
+    def trained(cls, dtype: Dtype = "float32") -> TrainedBench:
         """The same for a test of training, which is skipped where there is none."""
         bench = cls.bench(dtype)
-        if not bench.algorithm.trains:
-            pytest.skip(f"algorithm {cls.name} is not trained")
+        if not isinstance(bench, TrainedBench):
+            pytest.skip(f"algorithm {cls.name} needs no training")
         return bench

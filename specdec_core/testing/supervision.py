@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from specdec_core.testing.batches import Document, pack, random_ids
-from specdec_core.testing.bench import Bench, Step
+from specdec_core.testing.bench import Step, TrainedBench
 from specdec_core.testing.compare import assert_close
 from specdec_core.testing.promises import promise
 from specdec_core.testing.step import OnTheBench
@@ -102,7 +102,7 @@ class SupervisionContract(OnTheBench):
             bench.rows(draft, rows).assert_equals(expected)
 
 
-def _answer(bench: Bench) -> Document:
+def _answer(bench: TrainedBench) -> Document:
     """A question, an answer to be learned, and what follows; all of it in the draft vocabulary."""
     generator = torch.Generator().manual_seed(11)
     count = BEFORE + LEARNED + AFTER

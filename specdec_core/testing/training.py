@@ -15,7 +15,7 @@ from specdec_core.config.run import Dtype
 from specdec_core.engine.masters import cast_parameters
 from specdec_core.errors import UserError
 from specdec_core.testing.batches import pack
-from specdec_core.testing.bench import Bench, Step
+from specdec_core.testing.bench import Step, TrainedBench
 from specdec_core.testing.compare import assert_all_same, assert_close
 from specdec_core.testing.promises import promise
 from specdec_core.testing.step import OnTheBench
@@ -83,11 +83,11 @@ class TrainingContract(OnTheBench):
     def test_a_seed_decides_everything(self) -> None:
         """With dropout and the like switched on; the second time another draft and batch came before."""
         self.trained()
-        benches = [Bench(self.load(), self.vocab_size) for _ in range(2)]
+        benches = [TrainedBench(self.load(), self.vocab_size) for _ in range(2)]
         batch, features = pack([benches[0].documents()])
         benches[1].step(benches[1].draft(seed=1), *pack([benches[1].documents()[::-1]]))
 
-        def run(bench: Bench) -> tuple[Draft, Step]:
+        def run(bench: TrainedBench) -> tuple[Draft, Step]:
             draft = bench.draft(seed=3).train()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(4)
@@ -186,7 +186,7 @@ class TrainingContract(OnTheBench):
         bench = self.trained()
         expected = bench.rows(bench.draft(), [bench.documents()])
         for changes in self.same_step:
-            other = Bench(self.load(**changes), self.vocab_size)
+            other = TrainedBench(self.load(**changes), self.vocab_size)
             other.rows(other.draft(), [other.documents()]).assert_equals(expected)
 
 

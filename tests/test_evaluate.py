@@ -361,7 +361,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
             plan=CapturePlan(last_hidden=True),
             drafter=byte_drafter,
             draft_dtype="float32",
-            trained_target=False,
+            target_step=None,
         )
 
     def template(*_: object) -> SimpleNamespace:

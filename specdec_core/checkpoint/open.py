@@ -35,11 +35,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Opened(ABC):
-    """A target, and an algorithm that is ready to propose for it."""
+    """A target, and an algorithm that is ready to propose for it.
+
+    draft_dtype  the type that the draft computes in, one of `eval.draft_dtype`; None if there is no draft
+    """
 
     resolved: ResolvedRun
     target: Target
     algorithm: Algorithm
+    draft_dtype: str | None
 
     @property
     def config(self) -> RunConfig:
@@ -50,6 +54,11 @@ class Opened(ABC):
     def plan(self) -> CapturePlan:
         """What a drafter reads of the target."""
         return self.algorithm.capture_plan(self.target.facts)
+
+    @property
+    def target_step(self) -> int | None:
+        """The optimizer step of the target's weights, if the run trained it."""
+        return None
 
     @abstractmethod
     def drafter(self) -> Drafter:
@@ -73,7 +82,6 @@ class OpenedRun(Opened):
 
     path            the checkpoint that was read
     step            the optimizer step of its weights
-    draft_dtype     the type that the draft computes in, one of `eval.draft_dtype`
     trained_target  whether the run trained the target: then the target has the checkpoint's weights too
     """
 
@@ -81,9 +89,13 @@ class OpenedRun(Opened):
     draft: Draft
     path: Path
     step: int
-    draft_dtype: str
     trained_target: bool
     backbone: Backbone
+
+    @property
+    def target_step(self) -> int | None:
+        """The optimizer step of the target's weights, if the run trained it."""
+        return self.step if self.trained_target else None
 
     def drafter(self) -> Drafter:
         """A drafter for one sequence."""
@@ -106,7 +118,7 @@ def open_config(path: Path, registry: Registry, *, overrides: Sequence[str] = ()
     `overrides` are `section.key=value`. Raises UserError if the config is wrong or its algorithm has to be trained.
     """
     resolved, algorithm = read_untrained(path, registry, overrides=overrides)
-    return OpenedConfig(resolved, _load_target(resolved.backbone.load(), resolved), algorithm)
+    return OpenedConfig(resolved, _load_target(resolved.backbone.load(), resolved), algorithm, None)
 
 
 def read_untrained(

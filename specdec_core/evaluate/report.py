@@ -87,7 +87,7 @@ def conditions_line(measured: Measured) -> str:
     """Under which conditions the figures were taken."""
     evaluation = measured.evaluation
     c = evaluation.conditions
-    draft = "" if measured.draft_dtype == c.dtype else f", the draft {measured.draft_dtype}"
+    draft = "" if measured.draft_dtype in (None, c.dtype) else f", the draft {measured.draft_dtype}"
     trained = "" if c.target_step is None else f" as trained by this run, step {c.target_step}"
     prompts = ", ".join(f"{name} {count}" for name, count in c.prompts.items())
     best = evaluation.best(DRAFT)

@@ -25,12 +25,12 @@ DRAFT = "draft"
 class Measured:
     """An evaluation, which of its texts stand in the training text, and the type that the draft computed in.
 
-    `overlaps` is empty if the training text is not at hand.
+    `overlaps` is empty if the training text is not at hand, `draft_dtype` None if there is no draft.
     """
 
     evaluation: Evaluation
     overlaps: dict[str, Overlap]
-    draft_dtype: str
+    draft_dtype: str | None
 
 
 def evaluate_run(
@@ -64,7 +64,7 @@ def evaluate_run(
         max_new_tokens=config.eval.max_new_tokens,
         temperature=config.eval.temperature,
         seed=config.eval.seed,
-        target_step=opened.step if opened.trained_target else None,
+        target_step=opened.target_step,
         on_progress=on_progress,
     )
     return Measured(evaluation, _overlaps(opened, evaluation), opened.draft_dtype)

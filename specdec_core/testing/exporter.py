@@ -13,7 +13,8 @@ import torch
 from specdec_core.algorithm.base import ExportedDraft
 from specdec_core.errors import UserError
 from specdec_core.export.base import Exporter, Provenance
-from specdec_core.export.hf import PROVENANCE, read_exported
+from specdec_core.export.directory import PROVENANCE
+from specdec_core.export.hf import read_exported
 from specdec_core.testing.compare import assert_all_same
 from specdec_core.testing.plugin import PluginContract
 from specdec_core.testing.promises import promise

@@ -52,7 +52,7 @@ class SavingContract(OnTheBench):
         again = bench.algorithm.build_draft(saved.draft_config, bench.target, vocab_of(saved.vocab))
         load_weights(again, saved.draft, "the checkpoint")
         resumed = bench.engine(again)
-        resumed.load_state(saved.draft, saved.engine)
+        resumed.load_state(saved.draft, saved.target, saved.engine)
         losses = []
         for each in (engine, resumed):
             torch.manual_seed(1)

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from target_checks import pack, random_ids
+from target_checks import random_ids
 from tiny_models import VOCAB
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,6 +32,7 @@ from specdec_core.engine.config import TorchEngineConfig
 from specdec_core.engine.schedule import lr_factor
 from specdec_core.engine.torch_engine import TorchEngine
 from specdec_core.target.base import Target
+from specdec_core.testing.batches import batch_of
 
 Family = Callable[[str], Path]
 DOCUMENTS = [[random_ids(9, 1), random_ids(4, 2)], [random_ids(2, 3), random_ids(7, 4)], [random_ids(5, 5)]]
@@ -98,7 +99,7 @@ def twin_loss(model: Any, head: torch.nn.Linear, batch: Batch, weight: float) ->
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "cohere", "olmo2", "phi", "phi3"])
 def test_gradients_are_those_of_a_plain_twin(family_dir: Family, family: str) -> None:
     """Tied and untied heads, biases, soft-capped and scaled logits, sliding windows; rows packed and padded."""
-    batch = supervised(pack(DOCUMENTS))
+    batch = supervised(batch_of(DOCUMENTS))
     engine = engine_for(family_dir(family), max_grad_norm=None)
     head = copy.deepcopy(engine.step.draft.head)
     model = AutoModelForCausalLM.from_pretrained(family_dir(family), attn_implementation="eager").eval()
@@ -137,7 +138,7 @@ def test_the_loss_by_labels_equals_that_of_any_target(family_dir: Family, family
 @settings(deadline=None, max_examples=12)
 @given(st.lists(st.booleans(), min_size=2, max_size=2), st.sampled_from(["llama", "qwen3"]))
 def test_any_split_gives_the_same_gradient(family_dir: Family, cuts: list[bool], family: str) -> None:
-    batch = supervised(pack(DOCUMENTS))
+    batch = supervised(batch_of(DOCUMENTS))
     starts = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), 3]
     window = [rows(batch, list(range(a, b))) for a, b in pairwise(starts)]
     whole = gradients(engine_for(family_dir(family), max_grad_norm=None), [rows(batch, [0, 1, 2])])
@@ -148,7 +149,7 @@ def test_any_split_gives_the_same_gradient(family_dir: Family, cuts: list[bool],
 
 
 def test_one_norm_is_clipped_over_draft_and_target(family_dir: Family) -> None:
-    window = [rows(supervised(pack(DOCUMENTS)), [0, 1, 2])]
+    window = [rows(supervised(batch_of(DOCUMENTS)), [0, 1, 2])]
     whole = gradients(engine_for(family_dir("llama"), max_grad_norm=None), window)
     clipped = gradients(engine_for(family_dir("llama"), max_grad_norm=0.01), window)
     norm = torch.cat([gradient.flatten() for gradient in whole.values()]).norm()
@@ -187,7 +188,7 @@ def plain_training(
 
 @pytest.mark.parametrize("starts_at", [0.0, 0.5])
 def test_the_phases_are_plain_adamw_begun_at_their_starts(family_dir: Family, starts_at: float) -> None:
-    batch, joint, total = supervised(pack(DOCUMENTS)), JointConfig(starts_at=starts_at, target_lr=1e-3), 6
+    batch, joint, total = supervised(batch_of(DOCUMENTS)), JointConfig(starts_at=starts_at, target_lr=1e-3), 6
     # A large epsilon, so that AdamW does not make rounding of the smallest gradients into whole steps.
     options = {"lr": 1e-2, "weight_decay": 0.1, "warmup_ratio": 0.4, "max_grad_norm": None, "eps": 1e-3}
     engine = engine_for(family_dir("qwen3"), joint, total, **options)
@@ -201,7 +202,7 @@ def test_the_phases_are_plain_adamw_begun_at_their_starts(family_dir: Family, st
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_before_its_phase_nothing_of_the_target_moves(family_dir: Family, dtype: str) -> None:
-    batch = supervised(pack(DOCUMENTS))
+    batch = supervised(batch_of(DOCUMENTS))
     options = {"lr": 1e-2, "weight_decay": 0.5, "dtype": dtype, "schedule": "constant", "warmup_ratio": 0.0}
     engine = engine_for(family_dir("llama"), JointConfig(starts_at=0.35), 10, dtype, **options)
     start_target, start_draft = engine.target_state(), engine.draft_state()
@@ -224,7 +225,7 @@ def test_before_its_phase_nothing_of_the_target_moves(family_dir: Family, dtype:
 
 
 def test_before_its_phase_the_target_costs_no_backward(family_dir: Family) -> None:
-    batch = supervised(pack(DOCUMENTS))
+    batch = supervised(batch_of(DOCUMENTS))
     engine = engine_for(family_dir("llama"), JointConfig(starts_at=0.5), 2)
     module, seen = engine.step.target_module, []
     assert module is not None
@@ -235,7 +236,7 @@ def test_before_its_phase_the_target_costs_no_backward(family_dir: Family) -> No
 
 
 def test_a_target_in_bfloat16_keeps_what_its_steps_are_too_small_to_show(family_dir: Family) -> None:
-    batch = supervised(pack(DOCUMENTS))
+    batch = supervised(batch_of(DOCUMENTS))
     joint = JointConfig(starts_at=0.0, target_lr=1e-6)
     options = {"dtype": "bfloat16", "schedule": "constant", "warmup_ratio": 0.0}
     engine = engine_for(family_dir("llama"), joint, 20, "bfloat16", **options)
@@ -249,7 +250,7 @@ def test_a_target_in_bfloat16_keeps_what_its_steps_are_too_small_to_show(family_
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_restored_engine_goes_on_bit_for_bit(family_dir: Family, tmp_path: Path, dtype: str, stop: int) -> None:
-    batch, joint = supervised(pack(DOCUMENTS)), JointConfig(starts_at=0.4)
+    batch, joint = supervised(batch_of(DOCUMENTS)), JointConfig(starts_at=0.4)
 
     def engine() -> TorchEngine:
         return engine_for(family_dir("qwen3"), joint, 6, dtype, dtype=dtype, lr=1e-2, weight_decay=0.1)
@@ -278,7 +279,7 @@ def test_a_restored_engine_goes_on_bit_for_bit(family_dir: Family, tmp_path: Pat
 
 
 def test_validation_is_the_training_loss_and_leaves_no_trace(family_dir: Family) -> None:
-    batch = supervised(pack(DOCUMENTS))
+    batch = supervised(batch_of(DOCUMENTS))
     engine = engine_for(family_dir("llama"))
     before = engine.target_state()
     window = [rows(batch, [0, 1, 2])]
@@ -298,7 +299,7 @@ def test_a_misspelt_key_of_a_group_is_named(family_dir: Family, monkeypatch: pyt
 def test_a_frozen_target_is_left_as_it_is(family_dir: Family) -> None:
     backbone, target = load_target(family_dir("llama"))
     step = StepModule(Joint(JointConfig()), JointDraft({"hidden_size": 64, "vocab_size": VOCAB}, target), target)
-    batch = supervised(pack(DOCUMENTS))
+    batch = supervised(batch_of(DOCUMENTS))
     features = target.capture(batch, Joint(JointConfig()).capture_plan(target.facts))
     assert not any(tensor.requires_grad for tensor in features.tensors())
     assert not any(parameter.requires_grad for parameter in backbone.module(target).parameters())

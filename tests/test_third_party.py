@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import save_model, save_tokenizer
+from tiny_models import VOCAB, save_model, save_tokenizer
 
 ROOT = Path(__file__).parents[1]
 OFFLINE = ["--no-index", "--no-deps", "--disable-pip-version-check", "--quiet"]
@@ -113,7 +113,7 @@ def test_a_plugin_is_written_installed_trained_measured_exported_and_removed(str
     ).stdout  # fmt: skip
     assert where.startswith(str(stranger.environment))
     target = stranger.home / "target"
-    save_tokenizer(target)
+    save_tokenizer(target, VOCAB)
     save_model("llama", target)
 
     # A package of one's own.

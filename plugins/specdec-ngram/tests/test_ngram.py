@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tiny_models import save_model, save_tokenizer
+from tiny_models import VOCAB, save_model, save_tokenizer
 from typer.testing import CliRunner, Result
 
 from specdec_core.cli.main import app
@@ -19,7 +19,7 @@ from specdec_ngram.config import NgramConfig
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole config: a target, prompts and `ngram`."""
     directory = tmp_path_factory.mktemp("ngram")
-    save_tokenizer(directory / "target")
+    save_tokenizer(directory / "target", VOCAB)
     save_model("llama", directory / "target")
     (directory / "prompts.jsonl").write_text('{"prompt": "the red apple and the red apple and the"}\n' * 2)
     (directory / "ngram.toml").write_text(

@@ -128,6 +128,8 @@ def test_a_plugin_is_written_installed_trained_measured_exported_and_removed(str
     assert rows["eagle3"]["state"] == "available"
     assert "smoothing (default 0.0): Of the labels." in stranger.specdec("plugins", "info", "my-algo")
 
+    assert " failed" not in stranger.specdec("plugins", "check", "my-algo", "smoothing=0.1")
+
     # Its config, as it came, with the target and the new option.
     run, sample = stranger.home / "run", package / "sample.jsonl"
     config = package / "run.toml"

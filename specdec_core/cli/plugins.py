@@ -15,7 +15,7 @@ from specdec_core.registry.specs import KINDS
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-app = typer.Typer(no_args_is_help=True, help="See what is installed and why something does not work; write one.")
+app = typer.Typer(no_args_is_help=True, help="See what is installed and what fails; write and test plugins.")
 
 KindOption = Annotated[
     str | None, typer.Option("--kind", metavar="KIND", help=f"Only plugins of this kind: {', '.join(KINDS)}.")
@@ -56,7 +56,7 @@ def info(name: NameArgument, kind: KindOption = None) -> None:
     """
     from specdec_core.registry.resolve import options_model
 
-    for record in _named(name, kind):
+    for record in named(name, kind):
         for label, value in _as_dict(record).items():
             if value and label != "traceback":
                 typer.echo(f"{label + ':':16}{value}")
@@ -78,7 +78,7 @@ def where(name: NameArgument, kind: KindOption = None) -> None:
     """
     from specdec_core.registry.locate import locate
 
-    for record in _named(name, kind):
+    for record in named(name, kind):
         if not record.entry_point:
             raise UserError(f'{record.kind} "{record.name}" is {record.reason}.')
         references = [("entry point", _registration(record.entry_point))]
@@ -158,7 +158,7 @@ def _records(kind: str | None) -> list[Record]:
     return [record for record in Registry.discover().records if kind in (None, record.kind)]
 
 
-def _named(name: str, kind: str | None) -> list[Record]:
+def named(name: str, kind: str | None) -> list[Record]:
     """Every record of this name: several if kinds or distributions share it."""
     from specdec_core.config.problems import did_you_mean
 

@@ -115,10 +115,9 @@ def test_the_preset_trains_the_target_after_the_heads() -> None:
 
 @pytest.mark.parametrize("key", ["target_lr", "heads_weight", "heads_first"])
 def test_an_option_of_a_target_that_learns_is_refused_for_a_frozen_one(key: str) -> None:
-    with pytest.raises(ValidationError, match=rf"{key} is of a target that learns; set train_target = true"):
+    with pytest.raises(ValidationError, match=rf"(?s){key}.*only a target that learns has it; set train_target = true"):
         MedusaConfig.model_validate({key: 0.3})
     assert MedusaConfig.model_validate({key: 0.3, "train_target": True}).train_target
-    # A run's own config, which names every key, is valid too.
     assert MedusaConfig.model_validate(MedusaConfig().model_dump()) == MedusaConfig()
 
 

@@ -68,6 +68,15 @@ class MedusaConfig(BaseModel):
             return {**PRESETS.get(str(values.get("preset", "default")), {}), **values}
         return values
 
+    @field_validator("target_lr", "heads_weight", "heads_first", mode="after")
+    @classmethod
+    def _is_of_a_target_that_learns(cls, value: float, info: ValidationInfo) -> float:
+        # A run's own config names every key, those without effect with their defaults.
+        unset = value == cls.model_fields[str(info.field_name)].default
+        if not (unset or info.data.get("train_target", True)):
+            raise ValueError("only a target that learns has it; set train_target = true")
+        return value
+
     @field_validator("tree", mode="after")
     @classmethod
     def _paths_make_a_tree(cls, tree: Any, info: ValidationInfo) -> Any:
@@ -83,13 +92,6 @@ class MedusaConfig(BaseModel):
         if value is not None and len(value) != info.data.get("heads", len(value)):
             raise ValueError(f"there are {info.data['heads']} heads, and an accuracy for each is needed")
         return value
-
-    @model_validator(mode="after")
-    def _check_target(self) -> MedusaConfig:
-        for key in ("target_lr", "heads_weight", "heads_first"):
-            if not self.train_target and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} is of a target that learns; set train_target = true or leave it out")
-        return self
 
     @property
     def head_weights(self) -> list[float]:

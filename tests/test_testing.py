@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from planting import ROOT, TABLES, table
+from planting import ROOT, TABLES, edited, table
 
 from specdec_core.capture.features import CapturePlan
 from specdec_core.testing import AlgorithmContract, BackboneContract, ExporterContract
@@ -55,6 +55,7 @@ class TestPromises:
     def test_each_has_a_planted_bug_that_it_is_to_catch(self) -> None:
         bugs = [bug for path in TABLES for bug in table(path)]
         assert {bug.promise for bug in bugs} == {*PROMISES}
+        assert all(edited(bug.edits) for bug in bugs)
         assert len({bug.name for bug in bugs}) == len(bugs)
 
     def test_a_broken_one_is_named_with_its_place_in_the_docs(self) -> None:

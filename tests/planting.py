@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from specdec_core.testing import AlgorithmContract, BackboneContract, ExporterCo
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (ROOT, *sorted(ROOT.glob("plugins/*/src")))
-TABLES = sorted(ROOT.glob("**/tests/planted_bugs.py"))
+TABLES = (ROOT / "tests" / "planted_bugs.py", *sorted(ROOT.glob("plugins/*/tests/planted_bugs.py")))
 BROKEN = re.compile(r"BrokenPromise: ([\w-]+) is broken by")
 OUTCOME = re.compile(r"^(?:FAILED|ERROR) ", re.MULTILINE)
+
+Edits = tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Bug:
     name: str
     promise: str
     contract: str
-    edits: tuple[tuple[str, str, str], ...]
+    edits: Edits
 
 
 def bug(name: str, promise: str, contract: str, *edits: str) -> Bug:
@@ -43,12 +46,7 @@ def bug(name: str, promise: str, contract: str, *edits: str) -> Bug:
 
 def table(path: Path) -> list[Bug]:
     """The bugs of a `planted_bugs.py`."""
-    spec = importlib.util.spec_from_file_location("planted_bugs", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: list[Bug] = module.BUGS
+    found: list[Bug] = runpy.run_path(str(path))["BUGS"]
     return found
 
 
@@ -59,15 +57,28 @@ def source_of(package: str) -> Path:
     return found[0] / package
 
 
-def plant(edits: tuple[tuple[str, str, str], ...], directory: Path) -> None:
-    """Copy the packages of `edits` into `directory` and edit the copies."""
-    for package in {file.partition("/")[0] for file, _, _ in edits}:
-        shutil.copytree(source_of(package), directory / package, ignore=shutil.ignore_patterns("__pycache__"))
+def edited(edits: Edits) -> dict[str, str]:
+    """The text of each file of `edits` with its mistakes."""
+    texts: dict[str, str] = {}
     for file, old, new in edits:
-        path = directory / file
-        text = path.read_text(encoding="utf-8")
+        package, _, name = file.partition("/")
+        text = texts.get(file) or (source_of(package) / name).read_text(encoding="utf-8")
         assert text.count(old) == 1, f"{file} holds {text.count(old)} times {old!r}; the table of bugs has drifted"
-        path.write_text(text.replace(old, new), encoding="utf-8")
+        texts[file] = text.replace(old, new)
+    return texts
+
+
+def plant(edits: Edits, directory: Path) -> None:
+    """Copy the packages of `edits` into `directory` and edit the copies."""
+    copy({file.partition("/")[0] for file, _, _ in edits}, directory)
+    for file, text in edited(edits).items():
+        (directory / file).write_text(text, encoding="utf-8")
+
+
+def copy(packages: Iterable[str], directory: Path) -> None:
+    """Copy packages into `directory`."""
+    for package in packages:
+        shutil.copytree(source_of(package), directory / package, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def keeping(promise: str) -> str:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from planting import ROOT, TABLES, table
+from planting import ROOT, TABLES, edited, table
 
+from specdec_core.algorithm.base import ExportedDraft
+from specdec_core.algorithm.draft import Draft
+from specdec_core.algorithm.proposal import Verified
 from specdec_core.capture.features import CapturePlan
+from specdec_core.target.base import Target, TargetFacts
 from specdec_core.testing import AlgorithmContract, BackboneContract, ExporterContract
 from specdec_core.testing.batches import batch_of, random_ids
 from specdec_core.testing.family import assert_features, everything, own_values, planned
 from specdec_core.testing.promises import PROMISES, BrokenPromise, promise
 from specdec_core.testing.target import FACTS, TinyTarget, states_saying
+from specdec_eagle3 import supervision
+from specdec_eagle3.algorithm import Eagle3
+from specdec_eagle3.drafter import Eagle3Drafter
+from specdec_eagle3.model import Eagle3Draft
 
 CONTRACTS = (AlgorithmContract, BackboneContract, ExporterContract)
 
@@ -55,6 +63,7 @@ class TestPromises:
     def test_each_has_a_planted_bug_that_it_is_to_catch(self) -> None:
         bugs = [bug for path in TABLES for bug in table(path)]
         assert {bug.promise for bug in bugs} == {*PROMISES}
+        assert all(edited(bug.edits) for bug in bugs)
         assert len({bug.name for bug in bugs}) == len(bugs)
 
     def test_a_broken_one_is_named_with_its_place_in_the_docs(self) -> None:
@@ -83,12 +92,12 @@ class TestPromises:
 
 
 def test_the_core_imports_neither_its_kit_nor_pytest() -> None:
-    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "specdec_core").rglob("*.py")]
-    names = sorted(".".join(path.parts) for path in paths if path.name not in ("__init__", "__main__"))
-    core = [name for name in names if not name.startswith("specdec_core.testing")]
-    code = f"import sys, {', '.join(core)}; print('pytest' in sys.modules, 'specdec_core.testing' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    for path in (ROOT / "specdec_core").rglob("*.py"):
+        if path.parent.name != "testing":
+            statements = ast.parse(path.read_text(encoding="utf-8")).body
+            names = {alias.name for node in statements if isinstance(node, ast.Import) for alias in node.names}
+            names |= {str(node.module) for node in statements if isinstance(node, ast.ImportFrom)}
+            assert not [name for name in names if name.startswith(("pytest", "specdec_core.testing"))], path
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +172,6 @@ class TestTinyTarget:
 
     def test_what_is_not_promised_is_not_there(self, target: TinyTarget) -> None:
         public = {name for name in dir(target) if not name.startswith("_")} - {"is_untouched"}
-        from specdec_core.target.base import Target
-
         assert public == {name for name in dir(Target) if not name.startswith("_")} | {"facts", "device", "tokenizer"}
 
     def test_a_touched_one_is_noticed(self) -> None:
@@ -175,6 +182,69 @@ class TestTinyTarget:
         assert target.is_untouched
         target._TinyTarget__weights.head[3] += 1  # type: ignore[attr-defined]
         assert not target.is_untouched
+
+
+def mask_not_shifted(patch: pytest.MonkeyPatch) -> None:
+    ahead = supervision.ahead
+    patch.setattr(supervision, "ahead", lambda x, distance, fill: ahead(x, distance - 1, fill))
+
+
+def other_feedback_in_decoding(patch: pytest.MonkeyPatch) -> None:
+    feedback = Eagle3Draft.feedback
+    patch.setattr(Eagle3Draft, "feedback", lambda draft, x: feedback(draft, x) * (1.5 if x.shape[:2] == (1, 1) else 1))
+
+
+def guesses_not_forgotten(patch: pytest.MonkeyPatch) -> None:
+    accept = Eagle3Drafter.accept
+
+    def keeping(drafter: Eagle3Drafter, verified: Verified) -> None:
+        drafter.verified = drafter.attention.length
+        accept(drafter, verified)
+
+    patch.setattr(Eagle3Drafter, "accept", keeping)
+
+
+def denominators_ignored(patch: pytest.MonkeyPatch) -> None:
+    step = Eagle3.training_step
+    patch.setattr(Eagle3, "training_step", lambda self, *args: step(self, *args[:-1], args[-1] * 0 + 9))
+
+
+def norm_not_exported(patch: pytest.MonkeyPatch) -> None:
+    export = Eagle3.export
+
+    def without(self: Eagle3, draft: Draft, facts: TargetFacts) -> ExportedDraft:
+        found = export(self, draft, facts)
+        return ExportedDraft(found.config, {**found.tensors, "norm.weight": torch.ones(facts.hidden_size)})
+
+    patch.setattr(Eagle3, "export", without)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "test", "arguments"),
+    [
+        (mask_not_shifted, "test_what_comes_after_the_last_learned_token_changes_nothing", ()),
+        (other_feedback_in_decoding, "test_greedy_proposals_are_what_the_training_step_would_choose", ()),
+        (other_feedback_in_decoding, "test_sampled_proposals_come_from_the_distributions_of_the_training_step", ()),
+        (guesses_not_forgotten, "test_after_accept_a_drafter_is_as_if_it_had_begun_on_the_longer_text", (0.0,)),
+        (denominators_ignored, "test_the_loss_is_divided_by_the_denominators", ()),
+        (norm_not_exported, "test_every_trained_tensor_is_exported_and_no_other", ()),
+    ],
+)
+def test_a_mistake_breaks_a_promise_that_was_kept(
+    mistake: Callable[[pytest.MonkeyPatch], None],
+    test: str,
+    arguments: tuple[Any, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A few, made in this process; test_planted_bugs.py has many."""
+
+    class Contract(AlgorithmContract):
+        name = "eagle3"
+
+    getattr(Contract(), test)(*arguments)
+    mistake(monkeypatch)
+    with pytest.raises(BrokenPromise):
+        getattr(Contract(), test)(*arguments)
 
 
 class TestExample(AlgorithmContract):

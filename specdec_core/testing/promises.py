@@ -24,6 +24,7 @@ PROMISES = {
     "seeded": "The same seed gives the same draft and the same step, whatever the algorithm did before.",
     "loss-falls": "On one batch, repeated, the loss falls.",
     "gradients": "Every trained parameter is in one parameter group and gets a gradient.",
+    "own-parameters": "No parameter has two names: each part of the draft has its own.",
     "masked-tokens": "A token that is not to be learned changes neither loss nor gradients nor metrics.",
     "learned-tokens": "The last token to be learned is learned.",
     "padding": "Padding changes nothing.",

@@ -127,6 +127,14 @@ class TrainingContract(OnTheBench):
             else:
                 assert name not in gradients, f"a gradient reaches {name}, which is frozen"
 
+    @promise("own-parameters")
+    def test_no_parameter_has_two_names(self) -> None:
+        """Nor memory in common with another."""
+        names: dict[int, str] = {}
+        for name, parameter in self.trained().random_draft().named_parameters(remove_duplicate=False):
+            other = names.setdefault(parameter.data_ptr(), name)
+            assert other == name, f"{other} and {name} are one parameter; what is to learn apart must not share it"
+
     @promise("micro-batches")
     def test_any_split_into_micro_batches_gives_the_same_step(self) -> None:
         """Each part is divided by the denominators of the whole."""

@@ -19,9 +19,10 @@ def export(
     ] = None,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint instead of the newest.")] = False,
 ) -> None:
-    """Write a trained draft in a form that others load; a target that the run trained goes to DIR/target.
+    """Write a trained draft in a form that others load.
 
-    What was written is read back and compared before it stands at DIR.
+    What was written is read back and compared before it stands at DIR. A target that the run trained goes to
+    DIR/target.
 
     Example: specdec export runs/run --out my-draft
     """

@@ -59,12 +59,13 @@ def measure(name: str, tokens: int, k: int, prompts: int) -> dict[str, Any]:
 
 
 def row(name: str, found: dict[str, Any]) -> str:
-    """τ and speed-up by category of prompts and over all, for the draft and for prompt lookup."""
-    cells = []
+    """τ and speed-up by category of prompts and over all, for the draft and for the config's baselines."""
+    lines = [name]
     for method in found["methods"][1:]:
         sets = {**method["categories"], "all": method}
-        cells.append(", ".join(f"{one} {part['tau']:.3f} ({part['speedup']:.2f}×)" for one, part in sets.items()))
-    return f"{name}\n  draft: {cells[0]}\n  n-gram lookup: {cells[1]}"
+        figures = ", ".join(f"{one} {part['tau']:.3f} ({part['speedup']:.2f}×)" for one, part in sets.items())
+        lines.append(f"  {method['method']}: {figures}")
+    return "\n".join(lines)
 
 
 def main() -> None:

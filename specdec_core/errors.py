@@ -9,6 +9,10 @@ class UserError(Exception):
     """One clear sentence that names the file, line or key and the mend; the CLI exits with code 2."""
 
 
+class NothingToTrain(UserError):
+    """An algorithm without training was asked to train."""
+
+
 class UserErrors(UserError):
     """Several such sentences, found in one pass and reported together."""
 

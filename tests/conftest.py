@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import toy_plugin
-from tiny_models import save_model, save_tokenizer, sentences
+from tiny_models import save_model
 
 from specdec_core.config.run import TargetSection
 from specdec_core.target.base import Target
+from specdec_core.testing.tokenizer import sentences
 
 if TYPE_CHECKING:
     from specdec_causal_lm.target import CausalLMTarget
@@ -32,7 +33,6 @@ def _one_thread() -> None:
 def tiny_target_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of 8 layers (H 64, 4 heads, 2 key-value heads, V 512) in float32, with its tokenizer."""
     directory = tmp_path_factory.mktemp("tiny-target")
-    save_tokenizer(directory)
     save_model("llama", directory)
     return directory
 
@@ -54,7 +54,6 @@ def family_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def directory(family: str) -> Path:
         if family not in made:
             made[family] = tmp_path_factory.mktemp(family)
-            save_tokenizer(made[family])
             save_model(family, made[family])
         return made[family]
 

@@ -21,6 +21,7 @@ class PlainSession(DecodeSession):
         self.target, self.capacity = target, capacity
         self.ids: list[int] = []
         self.forwards: list[int] = []
+        self.parents: list[int] | None = None
 
     @property
     def length(self) -> int:
@@ -32,14 +33,18 @@ class PlainSession(DecodeSession):
         return logits[-1], features
 
     def forward(self, ids: Tensor, parents: Sequence[int] | None = None) -> tuple[Tensor, Features]:
-        assert parents is None
         self.forwards.append(ids.numel())
-        return self._append(ids)
+        self.parents = None if parents is None else list(parents)
+        return self._append(ids) if parents is None else self._append_tree(ids, list(parents))
 
     def keep(self, path: Sequence[int]) -> None:
-        assert list(path) == list(range(len(path)))
+        start = len(self.ids) - self.forwards[-1]
+        if self.parents is None:
+            assert list(path) == list(range(len(path)))
+        else:
+            assert [self.parents[slot] for slot in path] == [-1, *path[:-1]]
         assert 1 <= len(path) <= self.forwards[-1]
-        del self.ids[len(self.ids) - self.forwards[-1] + len(path) :]
+        self.ids[start:] = [self.ids[start + slot] for slot in path]
 
     def _append(self, ids: Tensor) -> tuple[Tensor, Features]:
         start = self.length
@@ -50,6 +55,17 @@ class PlainSession(DecodeSession):
             self.target.next_logits(torch.tensor(self.ids))[start:],
             Features(last_hidden=torch.stack([positions, ids], dim=-1).unsqueeze(0)),
         )
+
+    def _append_tree(self, ids: Tensor, parents: list[int]) -> tuple[Tensor, Features]:
+        """Each slot by a text of its own: what stands, and the tokens on the way to it."""
+        paths: list[list[int]] = []
+        for token, parent in zip(ids.tolist(), parents, strict=True):
+            paths.append([*(paths[parent] if parent >= 0 else []), token])
+        assert self.length + max(map(len, paths)) <= self.capacity
+        logits = torch.stack([self.target.next_logits(torch.tensor(self.ids + path))[-1] for path in paths])
+        positions = torch.tensor([self.length + len(path) - 1 for path in paths])
+        self.ids += ids.tolist()
+        return logits, Features(last_hidden=torch.stack([positions, ids], dim=-1).unsqueeze(0))
 
 
 class PlainTarget(Target):

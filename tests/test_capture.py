@@ -6,11 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from target_checks import LONG, Load, Plain, assert_equal, everything, pack, random_ids, reference
+from target_checks import LONG, Load, Plain, assert_equal, random_ids, reference
 from tiny_models import FAMILIES, VOCAB, WINDOW
 
 from specdec_core.capture.features import CapturePlan
 from specdec_core.errors import UserError
+from specdec_core.testing.batches import batch_of
+from specdec_core.testing.family import everything
 
 
 class TestCapture:
@@ -25,7 +27,7 @@ class TestCapture:
             [random_ids(2, 6)],
         ]
         target = load(family, attention)
-        captured = target.capture(pack(rows), everything(target))
+        captured = target.capture(batch_of(rows), everything(target))
         for index, row in enumerate(rows):
             start = 0
             for document in row:
@@ -45,11 +47,11 @@ class TestCapture:
         rows = [[random_ids(length, 10 * i + j) for j, length in enumerate(row)] for i, row in enumerate(lengths)]
         target = load(family, attention)
         plan = everything(target)
-        captured = target.capture(pack(rows), plan)
+        captured = target.capture(batch_of(rows), plan)
         for index, row in enumerate(rows):
             start = 0
             for document in row:
-                alone = target.capture(pack([[document]]), plan)
+                alone = target.capture(batch_of([[document]]), plan)
                 assert_equal(captured, alone, slice(start, start + len(document)), index)
                 start += len(document)
 
@@ -59,8 +61,8 @@ class TestCapture:
         first, second = random_ids(5, 1), random_ids(5, 2)
         target = load(family, attention)
         plan = CapturePlan(last_hidden=True)
-        together = target.capture(pack([[first + second]]), plan).last_hidden
-        apart = target.capture(pack([[first, second]]), plan).last_hidden
+        together = target.capture(batch_of([[first + second]]), plan).last_hidden
+        apart = target.capture(batch_of([[first, second]]), plan).last_hidden
         assert together is not None
         assert apart is not None
         torch.testing.assert_close(together[:, :5], apart[:, :5], rtol=1e-4, atol=1e-4)
@@ -84,7 +86,7 @@ class TestCapture:
         handles = [layer.register_forward_hook(lambda *_: ran.append(1)) for layer in target.layers()]
         handles.append(target.head().register_forward_hook(lambda *_: pytest.fail("the head was run")))
         try:
-            features = target.capture(pack([[random_ids(4)]]), plan)
+            features = target.capture(batch_of([[random_ids(4)]]), plan)
         finally:
             for handle in handles:
                 handle.remove()
@@ -97,7 +99,7 @@ class TestCapture:
     def test_hooks_are_gone_afterwards_even_after_an_error(self, load: Load) -> None:
         target = load("llama")
         hooks = lambda: sum(len(module._forward_pre_hooks) for module in target.model.modules())  # noqa: E731
-        batch = pack([[random_ids(4)]])
+        batch = batch_of([[random_ids(4)]])
         target.capture(batch, everything(target))
         target.capture(batch, CapturePlan(layers=(2,)))
         assert hooks() == 0
@@ -108,7 +110,7 @@ class TestCapture:
 
     def test_what_is_captured_can_enter_autograd(self, load: Load) -> None:
         target = load("llama")
-        features = target.capture(pack([[random_ids(4)]]), everything(target))
+        features = target.capture(batch_of([[random_ids(4)]]), everything(target))
         weight = torch.ones(64, requires_grad=True)
         loss = sum((tensor * weight).sum() for tensor in [*features.hidden.values(), features.last_hidden])
         loss.backward()  # type: ignore[union-attr]
@@ -117,4 +119,4 @@ class TestCapture:
 
     def test_a_layer_that_does_not_exist_is_refused(self, load: Load) -> None:
         with pytest.raises(UserError, match="layer 9 cannot be captured: the target has layer ids 0 to 8"):
-            load("llama").capture(pack([[random_ids(4)]]), CapturePlan(layers=(2, 9)))
+            load("llama").capture(batch_of([[random_ids(4)]]), CapturePlan(layers=(2, 9)))

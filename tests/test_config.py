@@ -304,7 +304,7 @@ def test_every_plugin_section_is_known_to_the_resolver() -> None:
 
     single = {key for key, field in RunConfig.model_fields.items() if holds_plugins(field.annotation)} - {"loggers"}
     assert single == set(PLUGIN_SECTIONS)
-    assert set(PLUGIN_LISTS) == {"loggers", "eval.prompts"}
+    assert set(PLUGIN_LISTS) == {"loggers", "eval.prompts", "eval.baselines"}
 
 
 def test_words_are_suggested_and_values_shortened() -> None:

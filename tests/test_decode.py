@@ -115,10 +115,10 @@ def test_a_perfect_draft_is_accepted_whole_and_the_length_is_exact(k: int, lengt
     emissions = list(decode(target, ScriptedDrafter(counting), [4, 5], num_draft_tokens=k, max_new_tokens=length))
     assert tokens_of(emissions) == [6 + i for i in range(length)]
     first, *rounds = emissions
-    assert (first.prefill, first.tokens, first.accepted, first.proposed) == (True, (6,), 0, 0)
+    assert (first.prefill, first.tokens, first.accepted, first.proposed, first.nodes) == (True, (6,), 0, 0, 0)
     assert len(rounds) == -(-(length - 1) // (k + 1))
     assert not any(r.prefill for r in rounds)
-    assert all(r.accepted == r.proposed == len(r.tokens) - 1 for r in rounds)
+    assert all(r.accepted == r.proposed == r.nodes == len(r.tokens) - 1 for r in rounds)
     assert target.session.forwards == [len(r.tokens) for r in rounds]
 
 
@@ -139,7 +139,7 @@ def test_text_ends_at_a_stop_token_among_the_accepted() -> None:
         )
     )  # fmt: skip
     assert [e.tokens for e in emissions] == [(1,), (2, 3, 4, 5, 6, 7), (8, 9)]
-    assert (emissions[-1].accepted, emissions[-1].proposed) == (2, 2)
+    assert (emissions[-1].accepted, emissions[-1].proposed, emissions[-1].nodes) == (2, 2, 2)
 
 
 def test_a_stop_token_that_the_target_puts_after_the_draft_ends_the_text() -> None:
@@ -188,12 +188,6 @@ class FixedDrafter(ScriptedDrafter):
 
     def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
         return self.proposal
-
-
-def test_a_tree_is_refused() -> None:
-    tree = Proposal(torch.tensor([1, 2]), parents=torch.tensor([-1, -1]))
-    with pytest.raises(UserError, match="proposed a tree, and only chains"):
-        list(decode(counting_target(), FixedDrafter(tree), [0]))
 
 
 def test_a_proposal_needs_a_distribution_for_each_token() -> None:

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from target_checks import Load, Plain, pack, random_ids, reference
+from target_checks import Load, Plain, random_ids, reference
 from tiny_models import FAMILIES, WINDOW
 from torch import Tensor
 
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.errors import UserError
+from specdec_core.testing.batches import batch_of
 
 PLAN = CapturePlan(layers=(1, 3), last_hidden=True, argmax=True)
 
@@ -32,7 +33,7 @@ class TestDecode:
         target = load(family, attention)
         kept = random_ids(WINDOW + 2, 1)
         session = target.decode(PLAN, capacity=64)
-        logits, features = session.prefill(pack([[kept]]))
+        logits, features = session.prefill(batch_of([[kept]]))
         expected, all_logits = full(plain, family, kept)
         torch.testing.assert_close(logits, all_logits[-1], rtol=1e-4, atol=1e-4)
         self.assert_slots(features, expected, slice(None))
@@ -64,7 +65,7 @@ class TestDecode:
             paths.append([*(paths[parent] if parent >= 0 else []), slot])
         prompt, drafted = random_ids(WINDOW, 1), random_ids(count, 2)
         session = load(family).decode(PLAN, capacity=64)
-        session.prefill(pack([[prompt]]))
+        session.prefill(batch_of([[prompt]]))
         logits, features = session.forward(torch.tensor(drafted), parents)
         for slot, path in enumerate(paths):
             expected, alone = full(plain, family, prompt + [drafted[node] for node in path])
@@ -83,7 +84,7 @@ class TestDecode:
         own = plain(family).generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None)
         expected = own[0, len(prompt) :].tolist()
         session = load(family).decode(CapturePlan(), capacity=64)
-        logits, _ = session.prefill(pack([[prompt]]))
+        logits, _ = session.prefill(batch_of([[prompt]]))
         found = [int(logits.argmax())]
         while len(found) < len(expected):
             right = expected[len(found) : len(found) + 2]
@@ -97,8 +98,8 @@ class TestDecode:
     def test_several_rows_or_one_token_give_the_same_logits(self, load: Load) -> None:
         prompt, drafted = random_ids(9, 3), random_ids(5, 4)
         at_once, one_by_one = (load("llama").decode(CapturePlan(), capacity=32) for _ in range(2))
-        at_once.prefill(pack([[prompt]]))
-        one_by_one.prefill(pack([[prompt]]))
+        at_once.prefill(batch_of([[prompt]]))
+        one_by_one.prefill(batch_of([[prompt]]))
         logits, _ = at_once.forward(torch.tensor(drafted))
         single = torch.cat([one_by_one.forward(torch.tensor([token]))[0] for token in drafted])
         torch.testing.assert_close(logits, single, rtol=1e-4, atol=1e-4)
@@ -108,14 +109,14 @@ class TestDecode:
         prompts = [random_ids(5, 1), random_ids(8, 2)]
         sessions = [load("llama").decode(CapturePlan(), capacity=32) for _ in prompts]
         for session, prompt in zip(sessions, prompts, strict=True):
-            session.prefill(pack([[prompt]]))
+            session.prefill(batch_of([[prompt]]))
         for session, prompt in zip(sessions, prompts, strict=True):
             logits, _ = session.forward(torch.tensor([5, 6]))
             torch.testing.assert_close(logits, full(plain, "llama", [*prompt, 5, 6])[1][-2:], rtol=1e-4, atol=1e-4)
 
     def test_a_full_session_says_so(self, load: Load) -> None:
         session = load("llama").decode(CapturePlan(), capacity=6)
-        session.prefill(pack([[random_ids(5)]]))
+        session.prefill(batch_of([[random_ids(5)]]))
         with pytest.raises(UserError, match="would grow to 7 tokens; this session was opened with room for 6"):
             session.forward(torch.tensor([5, 6]))
         assert session.length == 5
@@ -124,14 +125,14 @@ class TestDecode:
     @pytest.mark.parametrize("path", [[1, 0], [0, 0], [0, 3], [-1]])
     def test_only_a_path_through_the_last_slots_can_be_kept(self, load: Load, path: list[int]) -> None:
         session = load("llama").decode(CapturePlan(), capacity=16)
-        session.prefill(pack([[random_ids(5)]]))
+        session.prefill(batch_of([[random_ids(5)]]))
         session.forward(torch.tensor([5, 6, 7]))
         with pytest.raises(ValueError, match="no ascending path through the last 3 slots"):
             session.keep(path)
 
     def test_trees_need_sdpa(self, load: Load) -> None:
         session = load("gemma2").decode(CapturePlan(), capacity=16)
-        session.prefill(pack([[random_ids(5)]]))
+        session.prefill(batch_of([[random_ids(5)]]))
         with pytest.raises(UserError, match=r'only with target\.attention = "sdpa"'):
             session.forward(torch.tensor([5, 6]), [-1, -1])
         session.forward(torch.tensor([5, 6]), [-1, 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -122,7 +123,7 @@ def test_a_table_that_has_drifted_is_found() -> None:
 
 
 def test_the_plugin_page_mentions_every_hook_kind_and_abstract_method() -> None:
-    from specdec_core.algorithm.base import Algorithm
+    from specdec_core.algorithm.base import TrainedAlgorithm, TrainingFreeAlgorithm
     from specdec_core.capture.source import FeatureCache
     from specdec_core.engine.base import Engine
     from specdec_core.evaluate.prompts import PromptPack
@@ -133,7 +134,8 @@ def test_the_plugin_page_mentions_every_hook_kind_and_abstract_method() -> None:
     words = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")))
     assert {name for name in vars(Hooks) if name.startswith("specdec_")} <= words
     assert {*KINDS, *PluginSpec.__dataclass_fields__} <= words
-    for contract in (Algorithm, Backbone, Target, Engine, Exporter, FeatureCache, PromptPack):
+    contracts: list[Any] = [TrainedAlgorithm, TrainingFreeAlgorithm, Backbone, Target, Engine]
+    for contract in (*contracts, Exporter, FeatureCache, PromptPack):
         assert contract.__abstractmethods__ <= words, contract.__name__
 
 
@@ -202,9 +204,9 @@ def install(page: str, directory: Path) -> None:
 
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The packages of both pages, installed in this process."""
+    """The packages of these pages, installed in this process."""
     monkeypatch.syspath_prepend(tmp_path)
-    for page in ("plugins.md", "algorithm.md"):
+    for page in ("plugins.md", "algorithm.md", "joint.md"):
         install(page, tmp_path)
 
 
@@ -231,6 +233,46 @@ def test_the_example_packages_train_and_decode_losslessly(
     assert evaluation.conditions.prompts == {"support": 2}
     prompts = [result.prompt.text for result in evaluation.results]
     assert "Why is the server slow?" in prompts
+
+
+def test_the_example_that_trains_its_target_does(
+    examples: None, tiny_target_dir: Path, conversations_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import specdec_onehead.algorithm as module  # type: ignore[import-not-found]
+    import torch
+    from safetensors.torch import load_file
+    from specdec_onehead.joint import JointOneHead  # type: ignore[import-not-found]
+    from toy_runs import toy_config, train
+
+    monkeypatch.setattr(module, "OneHead", JointOneHead)
+    sections = {
+        "algorithm": {"name": "onehead", "width": 16},
+        "draft": {"vocab_size": None},
+        "train": {"max_steps": 4, "save_every": 2, "keep_last": 2},
+    }
+    run, _ = train(toy_config(tiny_target_dir, conversations_file, tmp_path / "run", **sections))
+    places = (tiny_target_dir / "model", *(run / f"checkpoints/step-0000000{n}/target" for n in (2, 4)))
+    start, middle, end = (load_file(place.with_suffix(".safetensors")) for place in places)
+    assert all(torch.equal(middle[name], tensor) for name, tensor in start.items())
+    assert all(not torch.equal(end[name], tensor) for name, tensor in start.items())
+    assert (run / "target" / "model.safetensors").exists()
+
+
+def test_the_example_without_training_decodes_losslessly(examples: None) -> None:
+    import torch
+    from plain_targets import PlainTarget
+
+    from specdec_core.decode.loop import decode
+
+    def runs_of_three(ids: torch.Tensor) -> torch.Tensor:
+        """0 0 0 1 1 1 2 2 2 …: every token three times."""
+        return torch.eye(16)[[min(15, (position + 1) // 3) for position in range(len(ids))]]
+
+    algorithm: Any = importlib.import_module("specdec_echo.algorithm").Echo(None)
+    target = PlainTarget(runs_of_three, 16)
+    emissions = list(decode(target, algorithm.drafter(target), [0], num_draft_tokens=2, max_new_tokens=20))
+    assert [token for e in emissions for token in e.tokens] == [(position + 1) // 3 for position in range(20)]
+    assert sum(e.accepted for e in emissions) > 5
 
 
 def test_the_example_of_an_algorithm_refuses_what_it_cannot_do(examples: None) -> None:

@@ -248,7 +248,8 @@ def test_a_restored_engine_goes_on_bit_for_bit(dtype: str, tmp_path: Path) -> No
     save_file(first.draft_state(), tmp_path / "draft")
     save_file(first.state().tensors, tmp_path / "optimizer")
     second = engine_for(toy_draft(), **options)
-    second.load_state(load_file(tmp_path / "draft"), EngineState(load_file(tmp_path / "optimizer"), {"steps_done": 3}))
+    state = EngineState(load_file(tmp_path / "optimizer"), {"steps_done": 3})
+    second.load_state(load_file(tmp_path / "draft"), {}, state)
     assert first.state().values == {"steps_done": 3}
     assert [float(second.train_step([pair]).metrics["loss"].sum) for pair in data[3:]] == expected[3:]
     assert all(torch.equal(whole.draft_state()[n], t) for n, t in second.draft_state().items())

@@ -26,15 +26,15 @@ from specdec_core.decode.text import TextStream
 from specdec_core.errors import UserError
 from specdec_core.evaluate.compare import TIE, compare
 from specdec_core.evaluate.evaluator import ALONE, EncodedPrompt, Evaluation, EvaluationError, Method, evaluate
-from specdec_core.evaluate.lookup import LookupDrafter
 from specdec_core.evaluate.overlap import Overlap
 from specdec_core.evaluate.prompts import Prompt
 from specdec_core.evaluate.report import as_json, render
-from specdec_core.evaluate.run import DRAFT, LOOKUP, Measured
+from specdec_core.evaluate.run import DRAFT, Measured
 
 pytest_plugins = ("toy_runs",)
 
 VOCAB = 64
+BASELINE = "n-gram lookup"
 
 
 def counting(text: list[int], n: int) -> list[int]:
@@ -187,7 +187,11 @@ def timed(spend: Callable[[float], None], script: Callable[[list[int], int], Seq
 
 
 def test_speed_is_that_of_the_decode_phase(seconds: Callable[[float], None]) -> None:
-    methods = [draft(timed(seconds, counting), k=3), draft(timed(seconds, half_right), k=2), draft(counting, 3, LOOKUP)]
+    methods = [
+        draft(timed(seconds, counting), k=3),
+        draft(timed(seconds, half_right), k=2),
+        draft(counting, 3, BASELINE),
+    ]
     evaluation = evaluate(timed_target(seconds), [encoded(0), encoded(9)], methods, max_new_tokens=17)
     alone, perfect, half, free = (evaluation.tally(method) for method in evaluation.methods)
     assert (alone.tau, alone.tokens_per_second, alone.acceptance) == (1.0, 1.0, ())
@@ -263,7 +267,7 @@ def evaluation(seconds: Callable[[float], None]) -> Evaluation:
     methods = [
         draft(timed(seconds, counting), k=2),
         draft(timed(seconds, counting), k=3),
-        draft(timed(seconds, half_right), 3, LOOKUP),
+        draft(timed(seconds, half_right), 3, BASELINE),
     ]
     return evaluate(timed_target(seconds), prompts, methods, max_new_tokens=25)
 
@@ -274,7 +278,7 @@ def test_the_report_says_what_was_found_and_how(evaluation: Evaluation) -> None:
         "With the draft: 2.67× the target's own speed",
         "Speed: 1.0 → 2.7 tokens/s with k = 3 draft tokens, the fastest of 2, 3.",
         "τ = 4.00 tokens per forward of the target.",
-        "N-gram lookup, for comparison: 1.33×, τ = 2.00 (k = 3).",
+        "N-gram lookup, for comparison: 1.33×, τ = 2.00 (chain, k = 3).",
         "Outputs: all 9 are identical to the target's own.",
         "8-word sequences that stand in the training text too: prompts 12.5%, outputs too short to tell.",
         "plain; chain, T = 0, at most 25 new tokens; 3 prompts (sums 2, poems 1); float32, cpu",
@@ -336,12 +340,8 @@ def byte_logits(ids: Tensor) -> Tensor:
     return torch.eye(256)[[after.get(token, token + 1) for token in ids.tolist()]]
 
 
-class CountingAlgorithm:
-    def capture_plan(self, facts: object) -> CapturePlan:
-        return CapturePlan(last_hidden=True)
-
-    def drafter(self, draft: object, target: object) -> Drafter:
-        return ScriptedDrafter(lambda text, n: byte_logits(torch.tensor(text[-1:])).argmax(-1).tolist())
+def byte_drafter() -> Drafter:
+    return ScriptedDrafter(lambda text, n: byte_logits(torch.tensor(text[-1:])).argmax(-1).tolist())
 
 
 @pytest.fixture
@@ -355,14 +355,19 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         raw["eval"] |= {key.removeprefix("eval."): value for key, value in (o.split("=") for o in overrides)}
         target = PlainTarget(byte_logits, 256, stop_token_ids=(10,), tokenizer=ByteTokenizer())
         return SimpleNamespace(
-            config=RunConfig.model_validate(raw), resolved=SimpleNamespace(prompts=()), target=target,
-            algorithm=CountingAlgorithm(), draft=None, draft_dtype="float32",
-        )  # fmt: skip
+            config=RunConfig.model_validate(raw),
+            resolved=SimpleNamespace(prompts=(), baselines=()),
+            target=target,
+            plan=CapturePlan(last_hidden=True),
+            drafter=byte_drafter,
+            draft_dtype="float32",
+            target_step=None,
+        )
 
     def template(*_: object) -> SimpleNamespace:
         return SimpleNamespace(source="")
 
-    monkeypatch.setattr("specdec_core.checkpoint.open.open_run", open_run)
+    monkeypatch.setattr("specdec_core.checkpoint.open.open_for_decoding", open_run)
     monkeypatch.setattr("specdec_core.decode.text.ChatTemplate", template)
 
     def invoke(*arguments: str, stdin: str | None = None) -> Any:
@@ -381,7 +386,7 @@ def prompts(tmp_path: Path) -> Path:
 def test_eval_prints_a_table(cli: Callable[..., Any], prompts: Path) -> None:
     done = cli("eval", "run", "--prompts", str(prompts), "--k", "1,2")
     assert done.exit_code == 0, done.output
-    assert "all 12 are identical" in " ".join(done.stdout.split())
+    assert "all 6 are identical" in " ".join(done.stdout.split())
     assert "at most 40 new tokens; 3 prompts (letters 3)" in " ".join(done.stdout.split())
 
 
@@ -390,7 +395,7 @@ def test_eval_prints_json_alone_on_stdout(cli: Callable[..., Any], prompts: Path
     done = cli("eval", "run", "--prompts", str(prompts), *options)
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    assert [m["num_draft_tokens"] for m in found["methods"]] == [0, 2, 2]
+    assert [m["num_draft_tokens"] for m in found["methods"]] == [0, 2]
     conditions = found["conditions"]
     assert (conditions["max_new_tokens"], conditions["temperature"], conditions["prompts"]) == (9, 0.5, {"letters": 2})
 
@@ -442,9 +447,9 @@ def test_accepted_tokens_are_coloured_on_a_terminal() -> None:
     console = Console(file=file, force_terminal=True, color_system="standard", highlight=False)
     stream = TextStream(ByteTokenizer())
     emissions = [
-        Emission(tuple(b"a"), 0, 0, 0, 0, True),
-        Emission(tuple(b"bcd"), 2, 2, 0, 0),
-        Emission((10,), 0, 0, 0, 0),
+        Emission(tuple(b"a"), 0, 0, 0, 0, 0, True),
+        Emission(tuple(b"bcd"), 2, 2, 2, 0, 0),
+        Emission((10,), 0, 0, 0, 0, 0),
     ]
     print_stream(emissions, stream, console)
     assert file.getvalue() == "a\x1b[32mb\x1b[0m\x1b[32mc\x1b[0md\n"
@@ -452,7 +457,7 @@ def test_accepted_tokens_are_coloured_on_a_terminal() -> None:
 
 @pytest.mark.usefixtures("toy")
 def test_a_trained_run_is_measured_and_used_through_the_command(
-    tiny_target_dir: Path, conversations_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_target_dir: Path, conversations_file: Path, tmp_path: Path
 ) -> None:
     pack = {"name": "jsonl", "path": str(conversations_file), "limit": 8, "category": "chats"}
     settings = {"prompts": [pack], "max_new_tokens": 12, "num_draft_tokens": 3}
@@ -460,7 +465,6 @@ def test_a_trained_run_is_measured_and_used_through_the_command(
         tiny_target_dir, conversations_file, tmp_path / "run", train={"max_steps": 1, "save_every": None}, eval=settings
     )
     run_directory, _ = train(config)
-    monkeypatch.setattr("toy_draft.Toy.drafter", lambda self, draft, target: LookupDrafter())
 
     measured = CliRunner().invoke(app, ["eval", str(run_directory), "eval.max_new_tokens=9", "--json"])
     assert measured.exit_code == 0, measured.output

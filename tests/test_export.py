@@ -39,6 +39,7 @@ def test_what_is_written_is_a_hugging_face_directory_with_its_provenance(tmp_pat
         "config": {"target": {"path": "x"}},
         "lock": {"plugins": []},
         "step": 42,
+        "trained_target": False,
     }
     tensors = load_file(out / "model.safetensors")
     assert tensors.keys() == exported.tensors.keys()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from target_checks import assert_equal, everything, pack, random_ids
+from target_checks import assert_equal, random_ids
 
 from specdec_core.capture.config import MemoryCacheConfig
 from specdec_core.capture.features import CapturePlan, Features
@@ -17,12 +17,14 @@ from specdec_core.capture.source import FeatureSource, check_fingerprint, finger
 from specdec_core.data.batch import PADDING_DOCUMENT, Batch
 from specdec_core.errors import UserError
 from specdec_core.target.base import Target
+from specdec_core.testing.batches import batch_of
+from specdec_core.testing.family import everything
 
 ROWS = [[random_ids(4, 1), random_ids(5, 2)], [random_ids(3, 3)], [random_ids(9, 4)]]
 
 
-def batch_of(*rows: int) -> Batch:
-    return replace(pack([ROWS[row] for row in rows]), row_keys=tuple(f"row{row}" for row in rows))
+def keyed(*rows: int) -> Batch:
+    return replace(batch_of([ROWS[row] for row in rows]), row_keys=tuple(f"row{row}" for row in rows))
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def captures(tiny_target: Target, monkeypatch: pytest.MonkeyPatch) -> list[tuple
 
 
 def cached(target: Target, plan: CapturePlan | None = None, **options: Any) -> FeatureSource:
-    plan = plan or everything(target)  # type: ignore[arg-type]
+    plan = plan or everything(target)
     return FeatureSource(target, plan, MemoryCache(MemoryCacheConfig(**options)))
 
 
@@ -61,13 +63,13 @@ class TestSource:
     ) -> None:
         source = FeatureSource(tiny_target, CapturePlan(layers=(2,)))
         for _ in range(2):
-            source.features(replace(batch_of(0), row_keys=()))
+            source.features(replace(keyed(0), row_keys=()))
         assert len(captures) == 2
 
     def test_cached_rows_are_the_live_ones_bit_for_bit(
         self, tiny_target: Target, captures: list[tuple[str, ...]]
     ) -> None:
-        source, batch = cached(tiny_target), batch_of(0, 1, 2)
+        source, batch = cached(tiny_target), keyed(0, 1, 2)
         live = blank_padding(tiny_target.capture(batch, source.plan), batch)
         for _ in range(3):
             assert_same(source.features(batch), live)
@@ -77,10 +79,10 @@ class TestSource:
         self, tiny_target: Target, captures: list[tuple[str, ...]]
     ) -> None:
         source = cached(tiny_target)
-        source.features(batch_of(2, 1))
-        found = source.features(batch_of(0, 1, 2))
+        source.features(keyed(2, 1))
+        found = source.features(keyed(0, 1, 2))
         assert captures == [("row2", "row1"), ("row0",)]
-        expected = tiny_target.capture(batch_of(0, 1, 2), source.plan)
+        expected = tiny_target.capture(keyed(0, 1, 2), source.plan)
         for row, slots in enumerate((9, 3, 9)):
             alone = expected.map(lambda x, i=row: x[i : i + 1, :slots])  # type: ignore[misc]  # noqa: B023
             assert_equal(found, alone, slice(slots), row)
@@ -97,9 +99,9 @@ class TestSource:
 
         source = FeatureSource(Fake(), CapturePlan(last_hidden=True), MemoryCache(MemoryCacheConfig()))  # type: ignore[arg-type]
         for rows in ((0,), (0, 2)):
-            batch = batch_of(*rows)
+            batch = keyed(*rows)
             source.features(replace(batch, positions=batch.positions.expand(3, -1, -1)))
-        assert torch.equal(seen[1], batch_of(0, 2).positions[1:].expand(3, -1, -1))
+        assert torch.equal(seen[1], keyed(0, 2).positions[1:].expand(3, -1, -1))
 
     def test_a_batch_with_extras_is_run_whole(self, tiny_target: Target) -> None:
         seen = []
@@ -112,14 +114,14 @@ class TestSource:
                 return Features(last_hidden=torch.zeros(*batch.ids.shape, 4))
 
         source = FeatureSource(Fake(), CapturePlan(last_hidden=True), MemoryCache(MemoryCacheConfig()))  # type: ignore[arg-type]
-        source.features(batch_of(0))
-        source.features(replace(batch_of(0, 1), extras={"pixel_values": torch.zeros(5)}))
-        source.features(replace(batch_of(1, 0), extras={"pixel_values": torch.zeros(5)}))
+        source.features(keyed(0))
+        source.features(replace(keyed(0, 1), extras={"pixel_values": torch.zeros(5)}))
+        source.features(replace(keyed(1, 0), extras={"pixel_values": torch.zeros(5)}))
         assert seen == [("row0",), ("row0", "row1")]
 
     def test_rows_without_keys_cannot_be_cached(self, tiny_target: Target) -> None:
         with pytest.raises(ValueError, match="2 rows come with 0 keys"):
-            cached(tiny_target).features(replace(batch_of(0, 1), row_keys=()))
+            cached(tiny_target).features(replace(keyed(0, 1), row_keys=()))
 
 
 class TestMemory:
@@ -128,14 +130,14 @@ class TestMemory:
         one_row = 9 * 64 * 4 / 1e9
         source = cached(tiny_target, plan, max_gb=1.5 * one_row)
         for _ in range(2):
-            source.features(batch_of(0, 2))
+            source.features(keyed(0, 2))
         assert captures == [("row0", "row2"), ("row2",)]
-        source.features(batch_of(0))
+        source.features(keyed(0))
         assert len(captures) == 2
 
     def test_a_smaller_type_is_the_same_in_every_epoch(self, tiny_target: Target) -> None:
-        batch = batch_of(0, 1, 2)
-        exact = blank_padding(tiny_target.capture(batch, everything(tiny_target)), batch)  # type: ignore[arg-type]
+        batch = keyed(0, 1, 2)
+        exact = blank_padding(tiny_target.capture(batch, everything(tiny_target)), batch)
         source = cached(tiny_target, dtype="bfloat16")
         first, second = source.features(batch), source.features(batch)
         rounded = exact.map(lambda x: x.bfloat16().to(x.dtype) if x.is_floating_point() else x)

@@ -14,37 +14,47 @@ from specdec_core.nn.distill import DistillRows, distill
 from specdec_core.target.base import Teacher
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
-    st.integers(0, 1000),
-    st.lists(st.sets(st.integers(0, 19), max_size=20), min_size=1, max_size=4),
-    st.sampled_from([None, 7, 23]),
-    st.integers(1, 21),
+    seed=st.integers(0, 1000),
+    groups=st.lists(st.sets(st.integers(0, 19), max_size=20), min_size=1, max_size=4),
+    vocab=st.sampled_from([None, 7, 23]),
+    chunk=st.integers(1, 21),
+    shared=st.booleans(),
+    labelled=st.booleans(),
 )
-def test_equals_whole_logits(seed: int, groups: list[set[int]], vocab: int | None, chunk: int) -> None:
+def test_equals_whole_logits(
+    seed: int, groups: list[set[int]], vocab: int | None, chunk: int, shared: bool, labelled: bool
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     teacher_logits = torch.randn(20, 31, generator=generator) * 3
     ids = None if vocab is None else torch.randperm(31, generator=generator)[:vocab].sort().values
+    size = 31 if vocab is None else vocab
     slots = [torch.tensor(sorted(group), dtype=torch.int64) for group in groups]
     rows = sum(group.numel() for group in slots)
     hidden = torch.randn(rows, 6, generator=generator).requires_grad_()
-    head = torch.randn(31 if vocab is None else vocab, 6, generator=generator).requires_grad_()
+    heads = [torch.randn(size, 6, generator=generator).requires_grad_() for _ in range(1 if shared else len(groups))]
     weights = torch.rand(rows, generator=generator)
+    labels = torch.randint(-1, size, (rows,), generator=generator) if labelled else None
 
     def chunks() -> Iterator[Teacher]:
         for part in teacher_logits.split(chunk):
             yield Teacher(part if ids is None else part[:, ids], part.logsumexp(-1), part.argmax(-1))
 
-    loss, stats = distill(hidden, head, DistillRows(slots, weights), chunks(), ids)
-    grads = torch.autograd.grad(2 * loss, [hidden, head])
+    loss, stats = distill(hidden, heads[0] if shared else heads, DistillRows(slots, weights, labels), chunks(), ids)
+    grads = torch.autograd.grad(2 * loss, [hidden, *heads])
 
     full = teacher_logits[torch.cat(slots)]
     columns = torch.arange(31) if ids is None else ids
     target = full[:, columns].softmax(-1)
-    logits = hidden @ head.t()
-    losses = -(target * logits.log_softmax(-1)).sum(-1)
+    parts = hidden.split([group.numel() for group in slots])
+    logits = torch.cat([part @ heads[0 if shared else group].t() for group, part in enumerate(parts)])
+    wanted_probs = target
+    if labels is not None:
+        wanted_probs = F.one_hot(labels + 1, size + 1)[:, 1:].float()
+    losses = -(wanted_probs * logits.log_softmax(-1)).sum(-1)
     expected = (losses * weights).sum()
-    expected_grads: tuple[Tensor, ...] = torch.autograd.grad(2 * expected, [hidden, head])
+    expected_grads: tuple[Tensor, ...] = torch.autograd.grad(2 * expected, [hidden, *heads])
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
     for got, wanted in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

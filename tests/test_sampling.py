@@ -11,7 +11,7 @@ from plain_targets import PlainTarget, ScriptedDrafter
 from torch import Generator, Tensor
 
 from specdec_core.algorithm.proposal import Proposal, Sampling
-from specdec_core.decode import loop
+from specdec_core.decode import verify
 from specdec_core.decode.loop import decode
 from specdec_core.decode.verify import accept_sampled, distribution
 
@@ -133,9 +133,12 @@ TEMPERATURE = 1.3
 
 
 class GuessingDrafter(ScriptedDrafter):
-    def __init__(self, deterministic: bool) -> None:
+    def __init__(self, deterministic: bool = False) -> None:
         super().__init__(lambda text, n: [])
         self.deterministic = deterministic
+
+    def anew(self) -> GuessingDrafter:
+        return GuessingDrafter(self.deterministic)
 
     def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
         tokens, rows, last = [], [], self.text[-1]
@@ -146,7 +149,24 @@ class GuessingDrafter(ScriptedDrafter):
         return Proposal(torch.tensor(tokens), probs=None if self.deterministic else torch.stack(rows))
 
 
-def triples(drafter: ScriptedDrafter | None, length: int) -> float:
+class BranchingDrafter(GuessingDrafter):
+    """Two or three children, in an order of its own, for each of a few nodes."""
+
+    PARENTS = (-1, -1, 0, 0, 0, 1, 2, 2, 4)
+
+    def anew(self) -> BranchingDrafter:
+        return BranchingDrafter()
+
+    def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
+        tokens: list[int] = []
+        for node, parent in enumerate(self.PARENTS):
+            last = self.text[-1] if parent < 0 else tokens[parent]
+            rank = self.PARENTS[:node].count(parent)
+            tokens.append(int(GUESS[last].argsort(descending=True)[rank]))
+        return Proposal(torch.tensor(tokens), torch.tensor(self.PARENTS))
+
+
+def triples(drafter: GuessingDrafter | None, length: int) -> float:
     """p-value of the triples of one long sampled text."""
 
     def next_logits(ids: Tensor) -> Tensor:
@@ -158,7 +178,7 @@ def triples(drafter: ScriptedDrafter | None, length: int) -> float:
     while len(text) < length:
         # Pieces keep the plain target's recomputation short.
         pieces = decode(
-            PlainTarget(next_logits, 4), drafter and type(drafter)(drafter.deterministic), text[-2:],
+            PlainTarget(next_logits, 4), drafter and drafter.anew(), text[-2:],
             num_draft_tokens=3, max_new_tokens=100, sampling=sampling,
         )  # fmt: skip
         text += [token for piece in pieces for token in piece.tokens]
@@ -170,8 +190,8 @@ def triples(drafter: ScriptedDrafter | None, length: int) -> float:
 
 @pytest.mark.parametrize(
     "drafter",
-    [None, GuessingDrafter(False), GuessingDrafter(True)],
-    ids=["target alone", "sampled draft", "deterministic draft"],
+    [None, GuessingDrafter(False), GuessingDrafter(True), BranchingDrafter()],
+    ids=["target alone", "sampled draft", "deterministic draft", "tree"],
 )
 def test_a_sampled_text_is_the_targets_own(drafter: GuessingDrafter | None) -> None:
     assert triples(drafter, 20_000) > 1e-2
@@ -179,8 +199,23 @@ def test_a_sampled_text_is_the_targets_own(drafter: GuessingDrafter | None) -> N
 
 @pytest.mark.parametrize("rule", [accept_all, no_residual])
 def test_the_text_shows_a_broken_rule(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "accept_sampled", rule)
+    monkeypatch.setattr(verify, "accept_sampled", rule)
     assert triples(GuessingDrafter(False), 5000) < 1e-9
+
+
+@pytest.mark.parametrize("broken", ["argmax", "parents of others", "one draw for all"])
+def test_the_text_shows_a_broken_tree(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = verify.next_tokens
+
+    def wrong(logits: Tensor, sampling: Sampling) -> Tensor:
+        if broken == "argmax":
+            return logits.argmax(dim=-1)
+        if broken == "parents of others":
+            return right(logits.roll(1, 0), sampling)
+        return right(logits[:1], sampling).expand(len(logits))
+
+    monkeypatch.setattr(verify, "next_tokens", wrong)
+    assert triples(BranchingDrafter(), 5000) < 1e-9
 
 
 def test_the_generator_is_the_only_source_of_randomness() -> None:

@@ -11,8 +11,13 @@ from specdec_core.decode.loop import Emission
 from specdec_core.evaluate.tally import Tally
 
 
-def emission(tokens: int, accepted: int, proposed: int, seconds: float = 1.0, prefill: bool = False) -> Emission:
-    return Emission(tuple(range(tokens)), accepted, proposed, seconds / 4, 3 * seconds / 4, prefill)
+def emission(
+    tokens: int, accepted: int, proposed: int, seconds: float = 1.0, prefill: bool = False, branches: int = 0
+) -> Emission:
+    """`branches` are the nodes beside a chain of `proposed` tokens."""
+    return Emission(
+        tuple(range(tokens)), accepted, proposed, proposed + branches, seconds / 4, 3 * seconds / 4, prefill
+    )
 
 
 def test_figures_of_a_text() -> None:
@@ -29,6 +34,7 @@ def test_figures_of_a_text() -> None:
     assert (tally.rounds, tally.tokens, tally.tau) == (5, 10, 2.0)
     assert (tally.proposed, tally.accepted) == ((4, 4, 3), (3, 2, 1))
     assert tally.acceptance == (3 / 4, 2 / 4, 1 / 3)
+    assert (tally.nodes, tally.largest, tally.drafting) == (11, 3, "chain")
     assert (tally.draft_seconds, tally.target_seconds, tally.prefill_seconds) == (1.25, 3.75, 10)
     assert tally.tokens_per_second == 2.0
     assert tally.tokens_per_second_with_prefill == 11 / 15
@@ -39,8 +45,20 @@ def test_an_empty_tally_divides_by_nothing() -> None:
     assert Tally.of([emission(1, 0, 0, prefill=True)]).tau == 0.0
 
 
-rounds = st.integers(0, 5).flatmap(
-    lambda proposed: st.integers(0, proposed).map(lambda accepted: emission(accepted + 1, accepted, proposed))
+def test_positions_in_a_tree_are_depths_and_its_nodes_are_named() -> None:
+    emissions = [emission(1, 0, 0, prefill=True), emission(3, 2, 4, branches=8), emission(1, 0, 3, branches=4)]
+    tally = Tally.of([*emissions, emission(1, 0, 0)])
+    assert (tally.proposed, tally.accepted) == ((2, 2, 2, 1), (1, 1))
+    assert (tally.nodes, tally.largest, tally.is_tree) == (19, 12, True)
+    assert tally.drafting == "tree of up to 12 nodes (on average 9.5)"
+    together = tally + Tally.of([emission(2, 1, 2)])
+    assert together.drafting == "tree of up to 12 nodes (on average 7.0)"
+
+
+rounds = st.tuples(st.integers(0, 5), st.integers(0, 9)).flatmap(
+    lambda drawn: st.integers(0, drawn[0]).map(
+        lambda accepted: emission(accepted + 1, accepted, drawn[0], branches=drawn[1] if drawn[0] else 0)
+    )
 )
 
 

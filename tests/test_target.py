@@ -11,7 +11,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from target_checks import LONG, Load, Plain, random_ids, reference
-from tiny_models import FAMILIES, save_model, save_tokenizer
+from tiny_models import FAMILIES, save_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -124,7 +124,6 @@ class TestGenerate:
 
     @staticmethod
     def with_generation_config(directory: Path, **values: Any) -> Any:
-        save_tokenizer(directory)
         save_model("llama", directory)
         transformers.GenerationConfig(**values).save_pretrained(directory)
         return CausalLMBackbone(CausalLMConfig()).load(TargetSection(path=str(directory)), "cpu")

@@ -221,7 +221,7 @@ def test_weights_that_do_not_fit_are_named(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"algorithm": {"name": "untrained"}}, 'algorithm "untrained" has nothing to train'),
+        ({"algorithm": {"name": "stray"}}, "toy_draft:Stray of specdec-toy 0.1 is neither a TrainedAlgorithm nor a"),
         ({"data": {"train": []}}, r"data\.train names no file"),
         ({"data": {"train": ["/nowhere/x.jsonl"]}}, r"/nowhere/x\.jsonl"),
         ({"target": {"path": "/nowhere/target"}}, r"/nowhere/target"),

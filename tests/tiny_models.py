@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-TEXT = (
-    "the a of to and in is it for on with as at by from red blue green seven eight nine apple river mountain "
-    "code prints counts adds returns loop list number word answer question because therefore small large quick"
-)
+from specdec_core.testing.family import save_random_model
+from specdec_core.testing.tokenizer import save_tokenizer
+
 VOCAB = 512
 
 SIZES: dict[str, Any] = {
@@ -63,41 +56,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 
 
-def sentences(count: int, seed: int) -> list[str]:
-    """Nonsense made of a few words, numbers included."""
-    rng = random.Random(seed)
-    return [
-        " ".join(rng.choice([*TEXT.split(), str(rng.randrange(100))]) for _ in range(rng.randint(4, 12))) + "."
-        for _ in range(count)
-    ]
-
-
-def save_tokenizer(directory: Path) -> None:
-    """Train a byte-level BPE tokenizer with a ChatML template and save it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(sentences(400, seed=0) + ["user assistant system\n"] * 20, trainer)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(directory)
-
-
 def save_model(family: str, directory: Path) -> None:
-    """Save a seeded random model whose norms and biases are random too."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=torch.float32)
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.data += 0.2 * torch.randn_like(parameter)
-        model.save_pretrained(directory)
+    """Save a seeded random model of a family with its tokenizer."""
+    save_tokenizer(directory, VOCAB)
+    save_random_model(FAMILIES[family](), directory)

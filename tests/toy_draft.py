@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specdec_core.algorithm.base import Algorithm, ExportedDraft, Metric, StepOutput
+from specdec_core.algorithm.base import ExportedDraft, Metric, StepOutput, TrainedAlgorithm, TrainingFreeAlgorithm
 from specdec_core.algorithm.draft import Draft
-from specdec_core.algorithm.proposal import Drafter
+from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verified
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.config.run import DraftSection
 from specdec_core.data.batch import PADDING_DOCUMENT, Batch
@@ -52,7 +52,7 @@ class ToyDraft(Draft):
         return labels
 
 
-class Toy(Algorithm):
+class Toy(TrainedAlgorithm):
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self.calls = 0
@@ -96,7 +96,7 @@ class Toy(Algorithm):
         return StepOutput(loss, metrics)
 
     def drafter(self, draft: Draft, target: Target) -> Drafter:
-        raise NotImplementedError
+        return Echo(2)
 
     def export(self, draft: Draft, facts: TargetFacts) -> ExportedDraft:
         assert isinstance(draft, ToyDraft)
@@ -114,5 +114,31 @@ class Toy(Algorithm):
                 parameter.copy_(tensors[name])
 
 
-class Untrained(Toy):
-    trains = False
+class Echo(Drafter):
+    """Proposes the last token over again, at most `most` times."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def begin(self, verified: Verified) -> None:
+        self.last = verified.ids[-1:]
+
+    def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
+        return Proposal(self.last.repeat(min(num_tokens, self.most)))
+
+    def accept(self, verified: Verified) -> None:
+        self.begin(verified)
+
+
+class Untrained(TrainingFreeAlgorithm):
+    title = "echo"
+
+    def drafter(self, target: Target) -> Drafter:
+        return Echo(self.options.most)
+
+
+class Stray:
+    """An object that is no algorithm."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options

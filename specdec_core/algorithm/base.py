@@ -1,4 +1,4 @@
-"""The contract of an algorithm: how a draft is built, trained and used to propose."""
+"""The contract of an algorithm: how tokens are proposed, and how the draft that does it is built and trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from specdec_core.algorithm.draft import Draft
 from specdec_core.algorithm.proposal import Drafter
@@ -43,11 +43,20 @@ class ExportedDraft:
     tensors: dict[str, Tensor]
 
 
-class Algorithm(ABC):
-    """Made with the plugin's validated options. Holds no state of a run and knows neither engine nor rank."""
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float, **settings: Any) -> list[dict[str, Any]]:
+    """Two AdamW groups of the same settings: matrices decay, vectors do not."""
+    trained = list(parameters)
+    return [
+        {**settings, "params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {**settings, "params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
 
-    trains: ClassVar[bool] = True
-    trains_target: ClassVar[bool] = False
+
+class Algorithm(ABC):
+    """What every algorithm has. Plugins subclass `TrainedAlgorithm` or `TrainingFreeAlgorithm`.
+
+    Made with the plugin's validated options. Holds no state of a run and knows neither engine nor rank.
+    """
 
     def __init__(self, options: Any) -> None:
         self.options = options
@@ -55,6 +64,30 @@ class Algorithm(ABC):
     @abstractmethod
     def capture_plan(self, facts: TargetFacts) -> CapturePlan:
         """What the step and the drafter read of the target. Raises UserError if the target cannot give it."""
+
+
+class TrainingFreeAlgorithm(Algorithm):
+    """Proposes as it is: there is no draft to build, train or export."""
+
+    title: ClassVar[str] = ""
+    """What reports call it beside a draft; empty for the plugin's name."""
+
+    def capture_plan(self, facts: TargetFacts) -> CapturePlan:
+        """What the drafter reads of the target. Default: only the tokens."""
+        return CapturePlan()
+
+    @abstractmethod
+    def drafter(self, target: Target) -> Drafter:
+        """A drafter for one sequence."""
+
+
+class TrainedAlgorithm(Algorithm):
+    """Builds a draft, trains it and proposes with it."""
+
+    @property
+    def trains_target(self) -> bool:
+        """Whether the target learns with the draft; see `target_group`."""
+        return self.target_group() is not None
 
     @abstractmethod
     def draft_config(self, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
@@ -78,21 +111,30 @@ class Algorithm(ABC):
         raise UserError(f'{type(self).__name__} has no closed-form start; use draft.init = "target" or "random"')
 
     def parameter_groups(self, draft: Draft, weight_decay: float) -> list[dict[str, Any]]:
-        """AdamW parameter groups of what is trained; `lr_scale` in a group multiplies train.lr.
+        """AdamW parameter groups of what is trained of the draft. Besides AdamW's own settings a group may have
+
+        lr_scale   what its learning rate, `lr` or else train.lr, is multiplied by; default 1
+        starts_at  the share of the run's steps, in [0, 1), before which its weights and moments stand still; its
+                   schedule, warm-up included, spans the steps from there to the end; default 0
 
         Default: matrices decay, vectors do not.
         """
-        trained = [p for p in draft.parameters() if p.requires_grad]
-        return [
-            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        return decay_groups((p for p in draft.parameters() if p.requires_grad), weight_decay)
+
+    def target_group(self) -> dict[str, Any] | None:
+        """How the target is trained: the settings of a group, without parameters; default: None, it is frozen.
+
+        If it is trained, the step gets features with gradients, captured in the step, and `denominator` gets none.
+        The target stays in evaluation mode: no dropout. Feature caches are refused.
+        """
+        return None
 
     @abstractmethod
     def denominator(self, draft: Draft, batch: Batch, features: Features) -> Tensor:
         """[K] this micro-batch's share of what the loss's terms are divided by (per step or head).
 
-        The engine sums it over ranks and the accumulation window before the first backward.
+        The engine sums it over ranks and the accumulation window before the first backward. `features` is empty if
+        the algorithm trains the target.
         """
 
     @abstractmethod

@@ -15,8 +15,10 @@ class Proposal:
     """Draft tokens for the target to verify in one forward, all in target ids.
 
     tokens   [n] int64
-    parents  [n] int64, index in `tokens` of the token before, -1 for the last verified token; None is a chain
-    probs    [n, V] the distribution each token was drawn from; None says that the proposal is deterministic
+    parents  [n] int64, index in `tokens` of the token before, -1 for the last emitted token; None is a chain. A parent
+             comes before its children, and siblings hold different tokens. It is read on the host: keep it on the CPU
+    probs    [n, V] the distribution each token was drawn from; None says that the proposal is deterministic. A tree
+             is verified above temperature 0 only without
     """
 
     tokens: Tensor
@@ -56,7 +58,10 @@ class Drafter(ABC):
 
     @abstractmethod
     def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
-        """Up to `num_tokens` tokens to follow the last emitted one; may be none."""
+        """A chain of up to `num_tokens` tokens to follow the last emitted one, or a tree of that depth; may be none.
+
+        What is deeper is cut off. How many nodes a tree holds is the drafter's affair.
+        """
 
     @abstractmethod
     def accept(self, verified: Verified) -> None:

@@ -42,8 +42,8 @@ class Features:
         """[B, S, k*H]: the planned layers side by side, in ascending layer id."""
         return torch.cat([self.hidden[layer] for layer in sorted(self.hidden)], dim=-1)
 
-    def select(self, slots: slice) -> Features:
-        """The same features at a range of slots."""
+    def select(self, slots: slice | Tensor) -> Features:
+        """The same features at some slots: a range, or indices [m]."""
         return self.map(lambda x: x[:, slots])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Features:

@@ -2,6 +2,7 @@
 
 draft.safetensors        the draft's weights, float32 (masters where it trains in bfloat16)
 draft_config.json        the draft's HF-style config
+target.safetensors       the target's trained weights, float32, if it is trained; a tied weight once
 optimizer.safetensors    AdamW's moments
 rng.safetensors          states of the random generators
 vocab.safetensors        the draft vocabulary, if there is one
@@ -18,7 +19,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from specdec_core.errors import UserError
 FORMAT = 1
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
+TARGET = "target.safetensors"
 PREFIX = "step-"
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """Everything a run needs to go on, in memory.
 
-    `vocab` holds the tensors of the draft vocabulary, {} for the target's whole vocabulary.
+    `vocab` holds the tensors of the draft vocabulary, {} for the target's whole vocabulary; `target` the target's
+    trained weights, {} if it is frozen.
     `trainer` is the training loop's own state; it, `config` and `lock` are JSON-able.
     """
 
@@ -56,6 +59,7 @@ class Checkpoint:
     best_step: int | None
     config: dict[str, Any]
     lock: dict[str, Any]
+    target: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def tensor_files(self) -> dict[str, dict[str, Tensor]]:
@@ -65,7 +69,8 @@ class Checkpoint:
             "optimizer.safetensors": self.engine.tensors,
             "rng.safetensors": self.rng_tensors,
         }
-        return files | ({"vocab.safetensors": self.vocab} if self.vocab else {})
+        optional = {"vocab.safetensors": self.vocab, TARGET: self.target}
+        return files | {name: tensors for name, tensors in optional.items() if tensors}
 
     @property
     def json_files(self) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def load(path: Path) -> Checkpoint:
         json.loads((path / name).read_text(encoding="utf-8"))
         for name in ("state.json", "config.json", "plugins.lock.json", "draft_config.json")
     )
-    vocab = path / "vocab.safetensors"
+    vocab, target = path / "vocab.safetensors", path / TARGET
     return Checkpoint(
         step=state["step"],
         draft=load_file(path / "draft.safetensors"),
@@ -128,6 +133,7 @@ def load(path: Path) -> Checkpoint:
         best_step=state["best_step"],
         config=config,
         lock=lock,
+        target=load_file(target) if target.exists() else {},
     )
 
 

@@ -1,4 +1,4 @@
-"""Weights of a draft from outside: a run, a checkpoint or an exported draft."""
+"""Weights from outside: those of a draft from a run, a checkpoint or an exported draft, and a trained target's."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from specdec_core.algorithm.base import Algorithm
+from specdec_core.algorithm.base import TrainedAlgorithm
 from specdec_core.algorithm.draft import Draft
 from specdec_core.checkpoint import store
 from specdec_core.data.vocab import VocabMap
@@ -28,7 +28,7 @@ class SavedDraft:
     vocab: VocabMap | None
     exported: bool
 
-    def load_into(self, draft: Draft, algorithm: Algorithm) -> None:
+    def load_into(self, draft: Draft, algorithm: TrainedAlgorithm) -> None:
         """Set the draft's weights. Raises UserErrors naming what is missing, unexpected or misshapen."""
         if self.exported:
             algorithm.load_exported(draft, self.tensors)
@@ -79,14 +79,26 @@ def vocab_of(tensors: Mapping[str, Tensor]) -> VocabMap | None:
 
 def load_weights(draft: Draft, tensors: Mapping[str, Tensor], where: str) -> None:
     """Set all of a draft's weights. Raises UserErrors naming what is missing, unexpected or misshapen."""
-    own = draft.state_dict()
-    problems = [f"{where} lacks the draft's tensor {name}" for name in own if name not in tensors]
+    _check(draft.state_dict(), tensors, where, "draft")
+    draft.load_state_dict(tensors)
+
+
+@torch.no_grad()
+def load_target_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Set the parameters of a target's module, a tied one once, in their own type. Raises UserErrors as above."""
+    own = dict(module.named_parameters())
+    _check(own, tensors, where, "target")
+    for name, parameter in own.items():
+        parameter.copy_(tensors[name])
+
+
+def _check(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, whose: str) -> None:
+    problems = [f"{where} lacks the {whose}'s tensor {name}" for name in own if name not in tensors]
     for name, tensor in tensors.items():
         if name not in own:
-            problems.append(f"{where} holds {name}, which this draft does not have")
+            problems.append(f"{where} holds {name}, which this {whose} does not have")
         elif tensor.shape != own[name].shape:
             shapes = json.dumps(list(tensor.shape)), json.dumps(list(own[name].shape))
-            problems.append(f"{where}: {name} has shape {shapes[0]}, this draft's is {shapes[1]}")
+            problems.append(f"{where}: {name} has shape {shapes[0]}, this {whose}'s is {shapes[1]}")
     if problems:
         raise UserErrors([*problems, "use the [algorithm], [draft] and [target] that these weights were trained with"])
-    draft.load_state_dict(tensors)

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 
 RunArgument = Annotated[
-    Path, typer.Argument(metavar="RUN", show_default=False, help="A run directory or a checkpoint.")
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        show_default=False,
+        help="A run directory or a checkpoint, or CONFIG.toml for an algorithm that needs no training.",
+    ),
 ]
 
 
@@ -38,7 +43,12 @@ def evaluate(
     ] = None,
     k: Annotated[
         str | None,
-        typer.Option("-k", "--k", metavar="K,...", help="Draft tokens per forward of the target; several: a sweep."),
+        typer.Option(
+            "-k",
+            "--k",
+            metavar="K,...",
+            help="Draft tokens per forward of the target (of a tree: its depth); several: a sweep.",
+        ),
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens generated per prompt: eval.max_new_tokens.")
@@ -49,9 +59,10 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Measure a draft: acceptance length, and speed against the target alone and n-gram lookup in the same run.
+    """Measure a draft: acceptance length, and speed against the target alone and eval.baselines in the same run.
 
-    What is not given here is taken from the run's [eval] section. Greedy output is compared with the target's own,
+    RUN may also be the config of an algorithm that needs no training. What is not given here is taken from the [eval]
+    section. Greedy output is compared with the target's own,
     token by token; a difference that is no tie of logits ends in an error.
 
     Example: specdec eval runs/demo --k 2,3,4,5
@@ -60,14 +71,14 @@ def evaluate(
 
     from rich.console import Console
 
-    from specdec_core.checkpoint.open import open_run
+    from specdec_core.checkpoint.open import open_for_decoding
     from specdec_core.evaluate import report
     from specdec_core.evaluate.run import evaluate_run
     from specdec_core.registry.registry import Registry
 
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "max_prompts": max_prompts}
     given = [f"eval.{key}={value}" for key, value in options.items() if value is not None]
-    opened = open_run(run, Registry.discover(), overrides=[*(overrides or ()), *given])
+    opened = open_for_decoding(run, Registry.discover(), overrides=[*(overrides or ()), *given])
     with _progress() as on_progress:
         measured = evaluate_run(
             opened, packs=_packs(prompts) if prompts else None, num_draft_tokens=ks, on_progress=on_progress

@@ -21,12 +21,16 @@ def export(
 ) -> None:
     """Write a trained draft in a form that others load.
 
-    What was written is read back and compared before it stands at DIR.
+    What was written is read back and compared before it stands at DIR. A target that the run trained goes to
+    DIR/target.
 
     Example: specdec export runs/run --out my-draft
     """
     from specdec_core.export.run import export_run
+    from specdec_core.export.target import TARGET
     from specdec_core.registry.registry import Registry
 
     step = export_run(run, out, Registry.discover(), exporter=exporter, best=best)
     typer.echo(f"{out}: the draft of step {step}")
+    if (out / TARGET).exists():
+        typer.echo(f"{out / TARGET}: the target that was trained with it")

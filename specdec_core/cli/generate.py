@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from specdec_core.decode.loop import Emission
     from specdec_core.decode.text import TextStream
+    from specdec_core.evaluate.tally import Tally
 
 ACCEPTED = "green"
 
@@ -27,7 +28,10 @@ def generate(
         str | None, typer.Argument(metavar="PROMPT", show_default=False, help="Read from stdin if it is not given.")
     ] = None,
     k: Annotated[
-        int | None, typer.Option("-k", "--k", min=1, help="Draft tokens per forward of the target.", show_default=False)
+        int | None,
+        typer.Option(
+            "-k", "--k", min=1, help="Draft tokens per forward of the target; of a tree, its depth.", show_default=False
+        ),
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens generated.", show_default=False)] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="0 is greedy.", show_default=False)] = None,
@@ -48,12 +52,13 @@ def generate(
     from torch import Generator
 
     from specdec_core.algorithm.proposal import Sampling
-    from specdec_core.checkpoint.open import open_run
+    from specdec_core.checkpoint.open import open_for_decoding
     from specdec_core.decode.loop import decode
     from specdec_core.decode.text import PromptEncoder, TextStream
+    from specdec_core.evaluate.tally import Tally
     from specdec_core.registry.registry import Registry
 
-    opened = open_run(run, Registry.discover())
+    opened = open_for_decoding(run, Registry.discover())
     target, defaults = opened.target, opened.config.eval
     sampling = Sampling(
         temperature=defaults.temperature if temperature is None else temperature,
@@ -61,9 +66,9 @@ def generate(
     )
     emissions = decode(
         target,
-        None if no_draft else opened.algorithm.drafter(opened.draft, target),
+        None if no_draft else opened.drafter(),
         PromptEncoder(target, opened.config.data.chat_template).encode([{"role": "user", "content": text}]),
-        plan=None if no_draft else opened.algorithm.capture_plan(target.facts),
+        plan=None if no_draft else opened.plan,
         num_draft_tokens=k or defaults.num_draft_tokens,
         max_new_tokens=max_new_tokens or defaults.max_new_tokens,
         stop_token_ids=target.facts.stop_token_ids,
@@ -71,8 +76,9 @@ def generate(
     )
     with closing(emissions):
         shown = print_stream(emissions, TextStream(target.tokenizer), Console(highlight=False))
-    drafting = "target alone" if no_draft else f"chain, k = {k or defaults.num_draft_tokens}"
-    typer.echo(f"{summary(shown)} ({drafting}, T = {sampling.temperature:g})", err=True)
+    tally = Tally.of(shown)
+    drafting = "target alone" if no_draft else f"{tally.drafting}, k = {k or defaults.num_draft_tokens}"
+    typer.echo(f"{summary(tally)} ({drafting}, T = {sampling.temperature:g})", err=True)
 
 
 def print_stream(emissions: Iterable[Emission], stream: TextStream, console: Console) -> list[Emission]:
@@ -88,11 +94,8 @@ def print_stream(emissions: Iterable[Emission], stream: TextStream, console: Con
     return shown
 
 
-def summary(emissions: Iterable[Emission]) -> str:
+def summary(tally: Tally) -> str:
     """τ and speed of the decode phase in a sentence."""
-    from specdec_core.evaluate.tally import Tally
-
-    tally = Tally.of(list(emissions))
     return (
         f"τ {tally.tau:.2f}: {tally.tokens} tokens in {tally.rounds} forwards of the target after the first, "
         f"{tally.tokens_per_second:.1f} tokens/s"

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import specdec_core
-from specdec_core.cli import config, data, evaluate, export, generate, plugins, train
+from specdec_core.cli import check, config, data, evaluate, export, generate, plugins, train
 from specdec_core.cli.errors import Commands
 from specdec_core.registry import ENVIRONMENT_VARIABLE
 
@@ -27,6 +27,7 @@ app.command("generate")(generate.generate)
 app.command("export")(export.export)
 app.add_typer(data.app, name="data")
 app.add_typer(config.app, name="config")
+plugins.app.command("check", short_help="Test an installed plugin against its contract.")(check.check)
 app.add_typer(plugins.app, name="plugins")
 
 

@@ -1,8 +1,9 @@
-"""`specdec plugins`: list, info, where."""
+"""`specdec plugins`: list, info, where, new."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,7 @@ from specdec_core.registry.specs import KINDS
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-app = typer.Typer(no_args_is_help=True, help="See what is installed, what works, and why something does not.")
+app = typer.Typer(no_args_is_help=True, help="See what is installed and what fails; write and test plugins.")
 
 KindOption = Annotated[
     str | None, typer.Option("--kind", metavar="KIND", help=f"Only plugins of this kind: {', '.join(KINDS)}.")
@@ -55,7 +56,7 @@ def info(name: NameArgument, kind: KindOption = None) -> None:
     """
     from specdec_core.registry.resolve import options_model
 
-    for record in _named(name, kind):
+    for record in named(name, kind):
         for label, value in _as_dict(record).items():
             if value and label != "traceback":
                 typer.echo(f"{label + ':':16}{value}")
@@ -77,7 +78,7 @@ def where(name: NameArgument, kind: KindOption = None) -> None:
     """
     from specdec_core.registry.locate import locate
 
-    for record in _named(name, kind):
+    for record in named(name, kind):
         if not record.entry_point:
             raise UserError(f'{record.kind} "{record.name}" is {record.reason}.')
         references = [("entry point", _registration(record.entry_point))]
@@ -86,6 +87,59 @@ def where(name: NameArgument, kind: KindOption = None) -> None:
         for label, reference in references:
             if reference:
                 typer.echo(f"{label:12}{locate(reference) or 'not found'}  ({reference})")
+
+
+@app.command(short_help="Write a new plugin's package.")
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="As it will stand in a config.")],
+    kind: Annotated[
+        str, typer.Option("--kind", metavar="KIND", help="What it is: algorithm, backbone or exporter.")
+    ] = "algorithm",
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where the package goes. Default: ./specdec-NAME.")
+    ] = None,
+    model_type: Annotated[
+        str | None,
+        typer.Option(
+            "--model-type",
+            metavar="TYPE",
+            help="Of a backbone: the model_type in the config.json of the targets that it serves. Default: NAME.",
+        ),
+    ] = None,
+) -> None:
+    """Write a package that installs, passes its tests and works; its author then changes what it does.
+
+    Example: specdec plugins new my-algo --kind algorithm
+    """
+    from specdec_core.scaffold.make import KINDS, make_package
+    from specdec_core.scaffold.names import Names
+
+    names = Names.of(name)
+    if kind not in KINDS:
+        raise UserError(f'--kind is "{kind}"; a package can be made for {", ".join(KINDS[:-1])} or {KINDS[-1]}')
+    if model_type and kind != "backbone":
+        raise UserError(f"--model-type says what a backbone serves; it means nothing for an {kind}")
+    known = [record for record in _records(None) if record.name == names.name and record.kind == kind]
+    if known:
+        raise UserError(f'there is already a plugin {kind} "{names.name}", of {known[0].source}; choose another name')
+    directory = out or Path(names.distribution)
+    served = _model_type(model_type or names.name.replace("-", "_")) if kind == "backbone" else ""
+    count = len(make_package(names, kind, directory, served))
+    typer.echo(f'{directory}: a package of {count} files for {kind} "{names.name}". Next: pip install -e {directory}')
+
+
+def _model_type(name: str) -> str:
+    """Raises UserError if transformers does not know a model type of this name."""
+    from specdec_core.config.problems import did_you_mean
+    from specdec_core.scaffold.make import known_model_types
+
+    known = known_model_types()
+    if name not in known:
+        raise UserError(
+            f'--model-type: transformers knows no language model of type "{name}".{did_you_mean(name, known)} '
+            "Give the type that stands in the targets' config.json, or the one most like it."
+        )
+    return name
 
 
 def _registration(entry_point: str) -> str:
@@ -104,7 +158,7 @@ def _records(kind: str | None) -> list[Record]:
     return [record for record in Registry.discover().records if kind in (None, record.kind)]
 
 
-def _named(name: str, kind: str | None) -> list[Record]:
+def named(name: str, kind: str | None) -> list[Record]:
     """Every record of this name: several if kinds or distributions share it."""
     from specdec_core.config.problems import did_you_mean
 

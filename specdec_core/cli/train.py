@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
 
 from specdec_core.cli.common import ConfigArgument, OverridesArgument, load_run
+from specdec_core.errors import NothingToTrain, UserError
 
 
 def train(
@@ -28,4 +30,8 @@ def train(
 
     from specdec_core.train.trainer import run_training
 
-    run_training(run, registry, resume)
+    try:
+        run_training(run, registry, resume)
+    except NothingToTrain as error:
+        command = shlex.join(["specdec", "eval", str(config), *(overrides or ())])
+        raise UserError(f"{config}: {error}: `{command}`") from error

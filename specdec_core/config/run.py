@@ -105,7 +105,8 @@ class TrainSection(Section):
         0.5, description="Clip the global gradient norm here. None does not clip."
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="The draft's type; bfloat16 keeps float32 master weights."
+        "float32",
+        description="The draft's type; bfloat16 keeps float32 master weights. A target that is trained keeps its type.",
     )
     seed: Seed = Field(0, description="Seed of weights, data order and sampling.")
     log_every: Annotated[int, Field(ge=1)] = Field(1, description="Steps between lines of metrics.jsonl.")
@@ -122,8 +123,13 @@ class EvalSection(Section):
     """How drafts are measured."""
 
     prompts: tuple[PluginSection, ...] = Field((), description="Prompt packs; each names its plugin.")
+    baselines: tuple[PluginSection, ...] = Field(
+        (), description="Algorithms without training that are measured beside the draft; each names its plugin."
+    )
     max_prompts: Annotated[int, Field(ge=1)] | None = Field(None, description="Prompts taken of each pack.")
-    num_draft_tokens: Annotated[int, Field(ge=1)] = Field(4, description="Tokens drafted per target forward (k).")
+    num_draft_tokens: Annotated[int, Field(ge=1)] = Field(
+        4, description="Tokens drafted per target forward (k); of a tree its depth, whatever its number of nodes."
+    )
     max_new_tokens: Annotated[int, Field(ge=1)] = Field(128, description="Tokens generated per prompt.")
     temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="0 is greedy.")
     seed: Seed = Field(0, description="Seed of sampling.")
@@ -157,4 +163,4 @@ PLUGIN_SECTIONS: Mapping[str, str] = {
     "cache": "cache",
     "export": "exporter",
 }
-PLUGIN_LISTS: Mapping[str, str] = {"eval.prompts": "prompts", "loggers": "logger"}
+PLUGIN_LISTS: Mapping[str, str] = {"eval.prompts": "prompts", "eval.baselines": "algorithm", "loggers": "logger"}

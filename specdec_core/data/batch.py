@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 PADDING_DOCUMENT = -1
@@ -39,7 +40,20 @@ class Batch:
             extras={name: tensor.to(device) for name, tensor in self.extras.items()},
         )
 
+    def same_document(self, distance: int) -> Tensor:
+        """[B, S] bool: slot t and slot t + distance lie in one conversation."""
+        following = ahead(self.document_ids, distance, PADDING_DOCUMENT)
+        return (following == self.document_ids) & (self.document_ids != PADDING_DOCUMENT)
+
     @property
     def num_tokens(self) -> int:
         """Slots that are not padding."""
         return int((self.document_ids != PADDING_DOCUMENT).sum())
+
+
+def ahead(x: Tensor, distance: int, fill: float | bool | int) -> Tensor:
+    """x[:, t + distance] at slot t of [B, S, ...], `fill` past the row's end."""
+    shifted = torch.full_like(x, fill)
+    if distance < x.shape[1]:
+        shifted[:, : x.shape[1] - distance] = x[:, distance:]
+    return shifted

@@ -12,7 +12,8 @@ from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verifie
 from specdec_core.capture.features import CapturePlan
 from specdec_core.data.batch import Batch
 from specdec_core.decode.clock import Clock
-from specdec_core.decode.verify import accept_greedy, accept_sampled, distribution
+from specdec_core.decode.tree import DraftTree
+from specdec_core.decode.verify import next_tokens, verify
 from specdec_core.errors import UserError
 from specdec_core.target.base import Target
 
@@ -23,15 +24,19 @@ class Emission:
 
     tokens          the tokens emitted; a stop token is the last of its text and is included
     accepted        how many of them, from the first, were the drafter's; the target's own token follows
-    proposed        draft tokens verified; those beyond a stop token in the accepted ones do not count
+    proposed        how many could have been accepted: a chain's draft tokens, a tree's depth
+    nodes           draft tokens verified, on all branches; a chain's are `proposed`
     draft_seconds   drafter: reading what was last accepted, and proposing (of the prefill: `begin`)
     target_seconds  target: forward, acceptance, rolling back
     prefill         whether the forward was the one that read the prompt
+
+    What was drafted beyond a stop token in the accepted ones counts neither in `proposed` nor in `nodes`.
     """
 
     tokens: tuple[int, ...]
     accepted: int
     proposed: int
+    nodes: int
     draft_seconds: float
     target_seconds: float
     prefill: bool = False
@@ -54,8 +59,10 @@ def decode(
     The text is the target's own: token for token with temperature 0, in distribution above. `drafter` None is the
     target alone, in the same session and loop. `plan` is what the drafter reads of the target. The text ends with the
     first of `stop_token_ids`, after exactly `max_new_tokens` tokens, or where the target's context is full.
-    No more tokens are verified than can still be emitted; a drafter that proposes more is cut short.
-    Raises UserError if the prompt is empty or fills the context, or if a proposal is a tree.
+    `num_draft_tokens` is the length of a chain and the depth of a tree, which may hold more nodes. No more is verified
+    than can still be emitted: what a drafter proposes beyond that is cut off.
+    Raises UserError if the prompt is empty or fills the context, or if a proposal is a tree that the target cannot
+    verify; ValueError if it is malformed (see `Proposal`).
     """
     sampling = sampling or Sampling()
     stops = frozenset(stop_token_ids)
@@ -66,7 +73,7 @@ def decode(
     start = clock.mark()
     prompt = torch.tensor(prompt_ids, dtype=torch.int64, device=target.device)
     logits, features = session.prefill(prompt_batch(prompt))
-    last = _next_token(logits, sampling)
+    last = next_tokens(logits.unsqueeze(0), sampling)
     token = int(last)
     remaining = limit - 1
     done = token in stops or remaining == 0
@@ -74,40 +81,41 @@ def decode(
     if drafter and not done:
         drafter.begin(Verified(ids=torch.cat([prompt, last]), features=features, start=0))
     end = clock.mark()
-    yield Emission((token,), 0, 0, clock.seconds(read, end), clock.seconds(start, read), prefill=True)
+    yield Emission((token,), 0, 0, 0, clock.seconds(read, end), clock.seconds(start, read), prefill=True)
 
     verified: Verified | None = None
     while not done:
         start = clock.mark()
-        ids, probs = last, None
+        ids, probs, tree = last, None, None
         if drafter:
             if verified:
                 drafter.accept(verified)
             # The target's own token needs room too: with one token left there is nothing to draft.
             budget = min(num_draft_tokens, remaining - 1)
             if budget > 0:
-                proposal = _chain(drafter.propose(budget, sampling), budget)
+                proposal, tree = _within(drafter.propose(budget, sampling), budget)
                 ids, probs = torch.cat([last, proposal.tokens]), proposal.probs
         drafted = clock.mark()
 
         position = session.length
-        logits, features = session.forward(ids)
-        accepted, last = _verify(ids[1:], logits, probs, sampling)
-        # The round's only transfer to the host.
-        count, token, *proposed = torch.cat([accepted, last, ids[1:]]).tolist()
-        session.keep(range(count + 1))
-        verified = Verified(torch.cat([ids[: count + 1], last]), features.select(slice(0, count + 1)), position)
+        logits, features = session.forward(ids, None if tree is None else tree.slots)
+        verdict = verify(ids[1:], tree, logits, probs, sampling)
+        session.keep(verdict.slots)
+        last, stands = verdict.last, verdict.index
+        verified = Verified(torch.cat([ids[stands], last]), features.select(stands), position)
         end = clock.mark()
 
-        tokens = [*proposed[:count], token]
-        num_proposed = len(proposed)
+        tokens, nodes = verdict.tokens, ids.numel() - 1
+        accepted, proposed = len(tokens) - 1, nodes if tree is None else tree.depth
         stop = next((i for i, emitted in enumerate(tokens) if emitted in stops), None)
-        if stop is not None and stop < count:
+        if stop is not None and stop < accepted:
             tokens = tokens[: stop + 1]
-            count = num_proposed = stop + 1
+            accepted = proposed = stop + 1
+            nodes = proposed if tree is None else len(tree.nodes_within(proposed))
         remaining -= len(tokens)
         done = stop is not None or remaining == 0
-        yield Emission(tuple(tokens), count, num_proposed, clock.seconds(start, drafted), clock.seconds(drafted, end))
+        seconds = clock.seconds(start, drafted), clock.seconds(drafted, end)
+        yield Emission(tuple(tokens), accepted, proposed, nodes, *seconds)
 
 
 def _token_limit(target: Target, prompt_length: int, max_new_tokens: int) -> int:
@@ -135,24 +143,22 @@ def prompt_batch(prompt: Tensor) -> Batch:
     )
 
 
-def _next_token(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[1] int64: the token after a slot with logits [V]."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    return distribution(logits, sampling.temperature).multinomial(1, generator=sampling.generator)
+def _within(proposal: Proposal, budget: int) -> tuple[Proposal, DraftTree | None]:
+    """What lies within the first `budget` tokens of a proposal, and its shape if that branches.
 
-
-def _verify(tokens: Tensor, logits: Tensor, probs: Tensor | None, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    if sampling.temperature == 0:
-        return accept_greedy(tokens, logits)
-    return accept_sampled(tokens, distribution(logits, sampling.temperature), probs, sampling.generator)
-
-
-def _chain(proposal: Proposal, budget: int) -> Proposal:
-    """The first `budget` tokens of a chain."""
-    if proposal.parents is not None:
-        raise UserError("the drafter proposed a tree, and only chains can be verified; configure it to draft a chain")
-    probs = proposal.probs
-    if probs is not None and len(probs) != proposal.tokens.numel():
-        raise ValueError(f"a proposal of {proposal.tokens.numel()} tokens came with {len(probs)} distributions")
-    return Proposal(proposal.tokens[:budget], probs=None if probs is None else probs[:budget])
+    Raises ValueError if the proposal's parts do not fit together.
+    """
+    tokens, parents, probs = proposal.tokens, proposal.parents, proposal.probs
+    count = tokens.numel()
+    if probs is not None and len(probs) != count:
+        raise ValueError(f"a proposal of {count} tokens came with {len(probs)} distributions")
+    if parents is None:
+        return Proposal(tokens[:budget], probs=None if probs is None else probs[:budget]), None
+    if parents.numel() != count:
+        raise ValueError(f"a proposal of {count} tokens came with {parents.numel()} parents")
+    tree = DraftTree.of(parents.tolist())
+    nodes = tree.nodes_within(budget)
+    if len(nodes) < count:
+        tree, kept = tree.pruned(nodes), torch.tensor(nodes, device=tokens.device)
+        tokens, probs = tokens[kept], None if probs is None else probs[kept]
+    return Proposal(tokens, probs=probs), None if tree.is_chain else tree

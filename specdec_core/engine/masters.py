@@ -1,4 +1,4 @@
-"""float32 masters of a draft's parameters: what the optimizer steps, whatever type the draft computes in."""
+"""float32 masters of what is trained: what the optimizer steps, whatever type the modules compute in."""
 
 from __future__ import annotations
 
@@ -16,26 +16,33 @@ def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 class MasterWeights:
-    """A float32 twin of every parameter of a module; in float32 the parameter is its own master.
+    """A float32 twin of every parameter of some modules; in float32 the parameter is its own master.
 
     Gradients are summed in the masters over the accumulation window, since bfloat16 would lose the small ones.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        self.parameters = dict(module.named_parameters())
+    def __init__(self) -> None:
+        self.parameters: dict[str, nn.Parameter] = {}
         self.masters: dict[str, Tensor] = {}
-        cast_parameters(module, torch.float32)
-        if dtype == torch.float32:
-            self.masters |= self.parameters
-        else:
-            for name, parameter in self.parameters.items():
-                self.masters[name] = parameter.detach().clone().requires_grad_(parameter.requires_grad)
-            cast_parameters(module, dtype)
-        self._copies = [
-            (parameter, self.masters[name])
-            for name, parameter in self.parameters.items()
-            if self.masters[name] is not parameter
-        ]
+        self._copies: list[tuple[nn.Parameter, Tensor]] = []
+
+    def add(self, module: nn.Module, dtype: torch.dtype | None = None, prefix: str = "") -> dict[str, Tensor]:
+        """Cast a module's parameters to `dtype`, None for the type they have, and make their masters.
+
+        Returns the masters by the parameters' names in the module; here `prefix` comes before them. A tied parameter
+        has one master, under its first name.
+        """
+        added: dict[str, Tensor] = {}
+        for name, parameter in module.named_parameters():
+            master: Tensor = parameter
+            wide, narrow = parameter.data.float(), dtype or parameter.dtype
+            parameter.data = wide.to(narrow)
+            if narrow != torch.float32:
+                master = wide.requires_grad_(parameter.requires_grad)
+                self._copies.append((parameter, master))
+            self.parameters[prefix + name], self.masters[prefix + name] = parameter, master
+            added[name] = master
+        return added
 
     def replace_in(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The same parameter groups over the masters."""

@@ -58,9 +58,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a figure must be quoted with. `prompts` counts them by category."""
+    """What a figure must be quoted with.
+
+    target_step  the optimizer step of the target's weights if the run trained it, else None
+    prompts      how many, by category
+    """
 
     target: str
+    target_step: int | None
     prompts: Mapping[str, int]
     max_new_tokens: int
     temperature: float
@@ -123,13 +128,15 @@ def evaluate(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    target_step: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Decode every prompt with the target alone and with every method.
 
     The methods take turns on each prompt, in reverse order on every other one, so that a machine that slows down or
     speeds up meanwhile favours none; a short decoding by each, not measured, comes before. `on_progress` is told how
-    many decodings of how many are done. Raises UserError if there are no prompts, or if one fills the context.
+    many decodings of how many are done; `target_step` is for the conditions. Raises UserError if there are no prompts,
+    or if one fills the context.
     """
     _check(target, prompts)
     methods = (ALONE, *methods)
@@ -165,6 +172,7 @@ def evaluate(
 
     conditions = Conditions(
         target=target.facts.name_or_path,
+        target_step=target_step,
         prompts=dict(Counter(encoded.prompt.category for encoded in prompts)),
         max_new_tokens=max_new_tokens,
         temperature=temperature,

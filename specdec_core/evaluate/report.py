@@ -15,7 +15,7 @@ from rich.text import Text
 from specdec_core.evaluate.compare import TIE
 from specdec_core.evaluate.evaluator import ALONE, Evaluation, Method
 from specdec_core.evaluate.overlap import Overlap
-from specdec_core.evaluate.run import DRAFT, LOOKUP, Measured
+from specdec_core.evaluate.run import DRAFT, Measured
 
 
 def render(measured: Measured) -> RenderableType:
@@ -36,22 +36,25 @@ def headline(evaluation: Evaluation) -> str:
 
 
 def figures_lines(evaluation: Evaluation) -> list[str]:
-    """Speed and acceptance length of the draft and of prompt lookup, each at its fastest k."""
+    """Speed and acceptance length of the draft and of the baselines, each at its fastest k."""
     best = evaluation.best(DRAFT)
     draft, alone = evaluation.tally(best), evaluation.tally(ALONE)
     ks = sorted({method.num_draft_tokens for method in evaluation.methods if method.name == DRAFT})
     among = f", the fastest of {', '.join(map(str, ks))}" if len(ks) > 1 else ""
+    drafted = "levels of draft tokens" if draft.is_tree else "draft tokens"
     lines = [
         f"Speed: {alone.tokens_per_second:.1f} → {draft.tokens_per_second:.1f} tokens/s with k = "
-        f"{best.num_draft_tokens} draft tokens{among}.",
+        f"{best.num_draft_tokens} {drafted}{among}.",
         f"τ = {draft.tau:.2f} tokens per forward of the target.",
     ]
-    if any(method.name == LOOKUP for method in evaluation.methods):
-        lookup = evaluation.best(LOOKUP)
-        lines.append(
-            f"N-gram lookup, for comparison: {evaluation.speedup(lookup):.2f}×, "
-            f"τ = {evaluation.tally(lookup).tau:.2f} (k = {lookup.num_draft_tokens})."
-        )
+    for name in dict.fromkeys(method.name for method in evaluation.methods):
+        if name not in (ALONE.name, DRAFT):
+            method = evaluation.best(name)
+            tally = evaluation.tally(method)
+            lines.append(
+                f"{name[0].upper()}{name[1:]}, for comparison: {evaluation.speedup(method):.2f}×, "
+                f"τ = {tally.tau:.2f} ({tally.drafting}, k = {method.num_draft_tokens})."
+            )
     return lines
 
 
@@ -84,13 +87,16 @@ def conditions_line(measured: Measured) -> str:
     """Under which conditions the figures were taken."""
     evaluation = measured.evaluation
     c = evaluation.conditions
-    draft = "" if measured.draft_dtype == c.dtype else f", the draft {measured.draft_dtype}"
+    draft = "" if measured.draft_dtype in (None, c.dtype) else f", the draft {measured.draft_dtype}"
+    trained = "" if c.target_step is None else f" as trained by this run, step {c.target_step}"
     prompts = ", ".join(f"{name} {count}" for name, count in c.prompts.items())
+    best = evaluation.best(DRAFT)
     return (
-        f"{c.target}; chain, T = {c.temperature:g}, at most {c.max_new_tokens} new tokens; {sum(c.prompts.values())} "
-        f"prompts ({prompts}); {c.dtype}{draft}, {c.device}, {c.threads} threads, torch {c.torch}. τ and speed are of "
-        "the decode phase: reading the prompt and the first token are left out; with them the draft's speed-up is "
-        f"{_with_prefill(evaluation, evaluation.best(DRAFT)):.2f}×."
+        f"{c.target}{trained}; {evaluation.tally(best).drafting}, T = {c.temperature:g}, "
+        f"at most {c.max_new_tokens} new tokens; {sum(c.prompts.values())} prompts ({prompts}); "
+        f"{c.dtype}{draft}, {c.device}, {c.threads} threads, torch {c.torch}. τ and speed are of the decode phase: "
+        "reading the prompt and the first token are left out; with them the draft's speed-up is "
+        f"{_with_prefill(evaluation, best):.2f}×."
     )
 
 
@@ -98,7 +104,11 @@ def as_json(measured: Measured) -> dict[str, Any]:
     """Everything: conditions, figures by method and category, and each prompt's own."""
     evaluation, overlaps = measured.evaluation, measured.overlaps
     return {
-        "conditions": {"drafting": "chain", "draft_dtype": measured.draft_dtype, **asdict(evaluation.conditions)},
+        "conditions": {
+            "drafting": evaluation.tally(evaluation.best(DRAFT)).drafting,
+            "draft_dtype": measured.draft_dtype,
+            **asdict(evaluation.conditions),
+        },
         "best_num_draft_tokens": evaluation.best(DRAFT).num_draft_tokens,
         "methods": [
             {
@@ -131,6 +141,7 @@ def _identity(method: Method) -> dict[str, Any]:
 def _figures(evaluation: Evaluation, method: Method, category: str | None = None) -> dict[str, Any]:
     tally = evaluation.tally(method, category)
     return {
+        "drafting": tally.drafting,
         "tau": tally.tau,
         "acceptance": list(tally.acceptance),
         "tokens_per_second": tally.tokens_per_second,

@@ -23,6 +23,9 @@ class Tally:
     target_seconds          spent in the target, acceptance included
     prefill_seconds         spent reading the prompts, by target and drafter
     proposed, accepted      by position in the draft, from the first: rounds in which a token was proposed, and accepted
+                            (a position in a tree is a depth)
+    nodes                   draft tokens verified, on all branches
+    largest                 most nodes of one draft
     """
 
     prompts: int = 0
@@ -33,6 +36,8 @@ class Tally:
     prefill_seconds: float = 0.0
     proposed: tuple[int, ...] = ()
     accepted: tuple[int, ...] = ()
+    nodes: int = 0
+    largest: int = 0
 
     @classmethod
     def of(cls, emissions: Sequence[Emission]) -> Tally:
@@ -47,6 +52,8 @@ class Tally:
             prefill_seconds=sum(e.draft_seconds + e.target_seconds for e in emissions if e.prefill),
             proposed=_reached([r.proposed for r in rounds]),
             accepted=_reached([r.accepted for r in rounds]),
+            nodes=sum(r.nodes for r in rounds),
+            largest=max((r.nodes for r in rounds), default=0),
         )
 
     def __add__(self, other: Tally) -> Tally:
@@ -59,6 +66,8 @@ class Tally:
             prefill_seconds=self.prefill_seconds + other.prefill_seconds,
             proposed=_added(self.proposed, other.proposed),
             accepted=_added(self.accepted, other.accepted),
+            nodes=self.nodes + other.nodes,
+            largest=max(self.largest, other.largest),
         )
 
     @classmethod
@@ -73,9 +82,21 @@ class Tally:
 
     @property
     def acceptance(self) -> tuple[float, ...]:
-        """By position: the share of the rounds which proposed a token there that accepted it."""
+        """By position: the share of the rounds which proposed a token there that accepted one."""
         accepted = [*self.accepted, *[0] * (len(self.proposed) - len(self.accepted))]
         return tuple(_ratio(a, p) for a, p in zip(accepted, self.proposed, strict=True))
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether a draft branched."""
+        return self.nodes > sum(self.proposed)
+
+    @property
+    def drafting(self) -> str:
+        """What the drafts were, as a figure must be quoted with it: chains, or trees and their nodes."""
+        if not self.is_tree:
+            return "chain"
+        return f"tree of up to {self.largest} nodes (on average {_ratio(self.nodes, self.proposed[0]):.1f})"
 
     @property
     def tokens_per_second(self) -> float:

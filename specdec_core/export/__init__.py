@@ -1,1 +1,1 @@
-"""A draft in the form that others load."""
+"""A draft, and a trained target, in the form that others load."""

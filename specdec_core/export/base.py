@@ -12,14 +12,18 @@ from specdec_core.algorithm.base import ExportedDraft
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a draft comes from: the run's config and plugin lock (JSON-able), and the step of its weights."""
+    """Where an export comes from: the run's config and plugin lock (JSON-able), and the step of its weights.
+
+    `trained_target` says that the run trained its target: the draft goes with that one, not with the config's.
+    """
 
     config: dict[str, Any]
     lock: dict[str, Any]
     step: int
+    trained_target: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """As written beside the draft."""
+        """As written beside what is exported."""
         return asdict(self)
 
 

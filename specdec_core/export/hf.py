@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from specdec_core.algorithm.base import ExportedDraft
-from specdec_core.checkpoint.atomic import atomic_directory, is_disk_full
 from specdec_core.errors import UserError
 from specdec_core.export.base import Exporter, Provenance
+from specdec_core.export.directory import check_finite, exported_directory, to_json
 
-CONFIG, WEIGHTS, PROVENANCE = "config.json", "model.safetensors", "specdec.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class HFExporter(Exporter):
@@ -22,23 +22,19 @@ class HFExporter(Exporter):
 
     def write(self, exported: ExportedDraft, out: Path, run: Provenance) -> None:
         """Write, read back, compare, and only then put it in its place."""
-        _check_finite(exported)
-        if out.exists() and not (out / PROVENANCE).exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} exists and is not a draft exported by specdec; choose another directory")
+        check_finite(exported.tensors)
         # Copies, because safetensors refuses tensors that share memory.
         tensors = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in exported.tensors.items()}
-        try:
-            with atomic_directory(out) as directory:
-                (directory / CONFIG).write_text(_json(exported.config), encoding="utf-8")
-                (directory / PROVENANCE).write_text(_json(run.to_json()), encoding="utf-8")
-                save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-                compare(ExportedDraft(exported.config, tensors), directory)
-        except Exception as error:
-            if is_disk_full(error):
-                raise UserError(f"no space left on the disk of {out}: the draft was not exported there") from error
-            if isinstance(error, OSError):
-                raise UserError(f"{out} cannot be written ({error.strerror}); choose another directory") from error
-            raise
+        with exported_directory(out, "draft", run) as directory:
+            (directory / CONFIG).write_text(to_json(exported.config), encoding="utf-8")
+            save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+            for name, text in self.extra_files(exported, run).items():
+                (directory / name).write_text(text, encoding="utf-8")
+            compare(ExportedDraft(exported.config, tensors), directory)
+
+    def extra_files(self, exported: ExportedDraft, run: Provenance) -> Mapping[str, str]:
+        """Text by file name, to stand beside the three files; for a subclass to override. Default: none."""
+        return {}
 
 
 def read_exported(path: Path) -> ExportedDraft:
@@ -52,23 +48,10 @@ def read_exported(path: Path) -> ExportedDraft:
 def compare(exported: ExportedDraft, directory: Path) -> None:
     """Raise RuntimeError unless `directory` holds exactly `exported`."""
     found = read_exported(directory)
-    if json.loads(_json(exported.config)) != found.config:
+    if json.loads(to_json(exported.config)) != found.config:
         raise RuntimeError(f"{directory / CONFIG} does not read back as it was written")
     if found.tensors.keys() != exported.tensors.keys():
         raise RuntimeError(f"{directory / WEIGHTS} holds other names than were written")
     for name, tensor in exported.tensors.items():
         if tensor.dtype != found.tensors[name].dtype or not torch.equal(tensor, found.tensors[name]):
             raise RuntimeError(f"{directory / WEIGHTS}: {name} does not read back as it was written")
-
-
-def _check_finite(exported: ExportedDraft) -> None:
-    bad = [name for name, tensor in exported.tensors.items() if not bool(torch.isfinite(tensor).all())]
-    if bad:
-        raise UserError(
-            f"not exported: {', '.join(bad)} {'holds' if len(bad) == 1 else 'hold'} values that are not finite; "
-            "export an earlier checkpoint, or train again with a lower train.lr"
-        )
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps(value, indent=2) + "\n"

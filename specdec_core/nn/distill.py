@@ -1,6 +1,6 @@
-"""A head and its distillation loss in one pass over chunks, the gradient made in the forward.
+"""A head and its loss in one pass over chunks, the gradient made in the forward.
 
-Neither the draft's logits nor the teacher's exist beyond one chunk. Rows of several training steps that
+Neither the draft's logits nor the teacher's exist beyond one chunk. Rows of several training steps or heads that
 share a teacher slot are worked on together, so that the teacher is computed once per slot.
 """
 
@@ -23,18 +23,21 @@ class DistillRows:
 
     slots    per group, [R_g] ascending indices of the rows' teacher slots
     weights  [R] what each row's loss is multiplied by, all groups in order
+    labels   [R] int64 which row of the head is to be said, -1 for none (the loss is then 0). None: what the teacher
+             says, as a distribution
     """
 
     slots: Sequence[Tensor]
     weights: Tensor
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class DistillStats:
     """Per row, without gradient.
 
-    loss        [R] cross-entropy against the teacher restricted to the draft vocabulary
-    entropy     [R] the restricted teacher's entropy: loss - entropy is the KL divergence
+    loss        [R] cross-entropy against the label, or the teacher restricted to the draft vocabulary
+    entropy     [R] the restricted teacher's entropy: without labels, loss - entropy is the KL divergence
     correct     [R] bool, the draft's top token is the target's, over the target's whole vocabulary
     acceptance  [R] 1 - TV(p, q), the chance that rejection sampling accepts the draft's sample
     """
@@ -47,21 +50,22 @@ class DistillStats:
 
 def distill(
     hidden: Tensor,
-    head: Tensor,
+    head: Tensor | Sequence[Tensor],
     rows: DistillRows,
     teacher: Iterable[Teacher],
     draft_ids: Tensor | None,
 ) -> tuple[Tensor, DistillStats]:
-    """Sum over rows of weight * cross-entropy(teacher, softmax(hidden @ head.T)).
+    """Sum over rows of weight * cross-entropy(label or teacher, softmax(hidden @ head.T)).
 
     hidden     [R, H] what the head reads
-    head       [D, H]
+    head       [D, H], or one such for each group
     teacher    chunks of consecutive teacher slots, in order, each with logits over the D draft ids
     draft_ids  [D] target ids of the draft vocabulary; None where it is the whole vocabulary
 
-    Returns the scalar loss and the rows' statistics. The gradient reaches `hidden` and `head`.
+    Returns the scalar loss and the rows' statistics. The gradient reaches `hidden` and the heads.
     """
-    loss, *stats = _Distill.apply(hidden, head, rows, teacher, draft_ids)  # type: ignore[no-untyped-call]
+    heads = [head] if isinstance(head, Tensor) else list(head)
+    loss, *stats = _Distill.apply(hidden, rows, teacher, draft_ids, *heads)  # type: ignore[no-untyped-call]
     return loss, DistillStats(*stats)
 
 
@@ -70,49 +74,41 @@ class _Distill(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        head: Tensor,
         rows: DistillRows,
         teacher: Iterable[Teacher],
         draft_ids: Tensor | None,
+        *heads: Tensor,
     ) -> tuple[Tensor, ...]:
-        total_rows = hidden.shape[0]
-        need_hidden, need_head = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
-        grad_head = torch.zeros_like(head) if need_head else None
-        stats = [hidden.new_zeros(total_rows, dtype=torch.float32) for _ in range(4)]
+        need_hidden, need_heads = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
+        work = _Work(
+            hidden,
+            rows,
+            draft_ids,
+            heads,
+            torch.zeros_like(hidden) if need_hidden else None,
+            [torch.zeros_like(head) if need else None for head, need in zip(heads, need_heads, strict=True)],
+            [hidden.new_zeros(hidden.shape[0], dtype=torch.float32) for _ in range(4)],
+        )
         starts = _starts(rows.slots)
-        bounds, begin = [], 0
-        chunks = iter(teacher)
-        for chunk in chunks:
+        begin = 0
+        for chunk in teacher:
             end = begin + chunk.logits.shape[0]
-            bounds = [
-                tuple(torch.searchsorted(s, torch.tensor([begin, end], device=s.device)).tolist()) for s in rows.slots
-            ]
-            picks = [
-                (slice(start + low, start + high), slots[low:high] - begin)
-                for start, slots, (low, high) in zip(starts, rows.slots, bounds, strict=True)
-                if high > low
-            ]
+            picks = []
+            for start, slots in zip(starts, rows.slots, strict=True):
+                low, high = torch.searchsorted(slots, torch.tensor([begin, end], device=slots.device)).tolist()
+                picks.append((torch.arange(start + low, start + high, device=hidden.device), slots[low:high] - begin))
             begin = end
-            if picks:
-                _chunk(hidden, head, rows.weights, chunk, draft_ids, picks, grad_hidden, grad_head, stats)
-        loss, entropy, correct, acceptance = stats
-        ctx.save_for_backward(grad_hidden, grad_head)
+            work.chunk(chunk, picks)
+        loss, entropy, correct, acceptance = work.stats
+        ctx.save_for_backward(work.grad_hidden, *work.grad_heads)
         outputs = (torch.dot(loss, rows.weights), loss, entropy, correct.bool(), acceptance)
         ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        grad_hidden, grad_head = ctx.saved_tensors
-        scale = grads[0]
-        return (
-            None if grad_hidden is None else grad_hidden.mul_(scale),
-            None if grad_head is None else grad_head.mul_(scale),
-            None,
-            None,
-            None,
-        )
+        grad_hidden, *grad_heads = (None if grad is None else grad.mul_(grads[0]) for grad in ctx.saved_tensors)
+        return grad_hidden, None, None, None, *grad_heads
 
 
 def _starts(groups: Sequence[Tensor]) -> list[int]:
@@ -122,48 +118,68 @@ def _starts(groups: Sequence[Tensor]) -> list[int]:
     return starts[:-1]
 
 
-def _chunk(
-    hidden: Tensor,
-    head: Tensor,
-    weights: Tensor,
-    teacher: Teacher,
-    draft_ids: Tensor | None,
-    picks: list[tuple[slice, Tensor]],
-    grad_hidden: Tensor | None,
-    grad_head: Tensor | None,
-    stats: list[Tensor],
-) -> None:
-    """One chunk of teacher slots: fills `stats` and adds to the gradients, in place."""
-    index = torch.cat([torch.arange(r.start, r.stop, device=hidden.device) for r, _ in picks])
-    slots = torch.cat([s for _, s in picks])
-    states = hidden[index]
-    logits = linear(states, head).float()
+@dataclass(frozen=True)
+class _Work:
+    """What chunks read, and what they fill and add to in place: the gradients and the statistics."""
 
-    restricted = teacher.logits.float()
-    restricted_z = restricted.logsumexp(-1)
-    probs = (restricted - restricted_z.unsqueeze(-1)).exp_()
-    # sum(p * logit) of the teacher under itself gives its entropy.
-    entropy = restricted_z - torch.linalg.vecdot(probs, restricted)
-    covered = (restricted_z - teacher.log_z).exp()
+    hidden: Tensor
+    rows: DistillRows
+    draft_ids: Tensor | None
+    heads: Sequence[Tensor]
+    grad_hidden: Tensor | None
+    grad_heads: Sequence[Tensor | None]
+    stats: Sequence[Tensor]
 
-    top, guess = logits.max(-1)
-    guess = guess if draft_ids is None else draft_ids[guess]
-    aligned = probs[slots]
-    expected = torch.linalg.vecdot(aligned, logits)
-    q = logits.sub_(top.unsqueeze(-1)).exp_()
-    total = q.sum(-1)
-    q.div_(total.unsqueeze(-1))
+    def chunk(self, teacher: Teacher, picks: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """One chunk of teacher slots; `picks` are, per group, the rows and their slots in the chunk."""
+        if not any(index.numel() for index, _ in picks):
+            return
+        restricted = teacher.logits.float()
+        restricted_z = restricted.logsumexp(-1)
+        probs = (restricted - restricted_z.unsqueeze(-1)).exp_()
+        # sum(p * logit) of the teacher under itself gives its entropy.
+        entropy = restricted_z - torch.linalg.vecdot(probs, restricted)
+        covered = (restricted_z - teacher.log_z).exp()
+        if len(self.heads) == 1:
+            picks = [(torch.cat([index for index, _ in picks]), torch.cat([slots for _, slots in picks]))]
+        for head, (index, slots) in enumerate(picks):
+            if index.numel():
+                self._rows(head, index, slots, teacher.argmax, probs, entropy, covered)
 
-    loss, entropies, correct, acceptance = stats
-    loss[index] = top + total.log() - expected
-    entropies[index] = entropy[slots]
-    correct[index] = (guess == teacher.argmax[slots]).float()
-    acceptance[index] = torch.minimum(aligned * covered[slots].unsqueeze(-1), q).sum(-1)
+    def _rows(
+        self, head: int, index: Tensor, slots: Tensor, argmax: Tensor, probs: Tensor, entropy: Tensor, covered: Tensor
+    ) -> None:
+        """Rows `index` [r] of one head, whose teacher slots are `slots` [r] of the chunk."""
+        states, weight = self.hidden[index], self.heads[head]
+        labels = None if self.rows.labels is None else self.rows.labels[index].unsqueeze(-1)
+        logits = linear(states, weight).float()
+        top, guess = logits.max(-1)
+        guess = guess if self.draft_ids is None else self.draft_ids[guess]
+        aligned = probs[slots]
+        if labels is None:
+            expected = torch.linalg.vecdot(aligned, logits)
+        else:
+            expected = logits.gather(1, labels.clamp(min=0)).squeeze(-1)
+        q = logits.sub_(top.unsqueeze(-1)).exp_()
+        total = q.sum(-1)
+        q.div_(total.unsqueeze(-1))
 
-    if grad_hidden is None and grad_head is None:
-        return
-    grad_logits = q.sub_(aligned).mul_(weights[index].unsqueeze(-1)).to(states.dtype)
-    if grad_hidden is not None:
-        grad_hidden[index] = linear(grad_logits, head.t())
-    if grad_head is not None:
-        grad_head += linear(grad_logits.t(), states.t())
+        loss, entropies, correct, acceptance = self.stats
+        value = top + total.log() - expected
+        loss[index] = value if labels is None else torch.where(labels.squeeze(-1) < 0, 0.0, value)
+        entropies[index] = entropy[slots]
+        correct[index] = (guess == argmax[slots]).float()
+        acceptance[index] = torch.minimum(aligned * covered[slots].unsqueeze(-1), q).sum(-1)
+
+        grad_head = self.grad_heads[head]
+        if self.grad_hidden is None and grad_head is None:
+            return
+        if labels is None:
+            q.sub_(aligned)
+        else:
+            q.scatter_add_(1, labels.clamp(min=0), torch.full_like(labels, -1, dtype=q.dtype)).mul_(labels >= 0)
+        grad_logits = q.mul_(self.rows.weights[index].unsqueeze(-1)).to(states.dtype)
+        if self.grad_hidden is not None:
+            self.grad_hidden[index] = linear(grad_logits, weight.t())
+        if grad_head is not None:
+            grad_head += linear(grad_logits.t(), states.t())

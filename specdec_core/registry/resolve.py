@@ -85,13 +85,14 @@ class ResolvedRun:
     export: ResolvedPlugin
     cache: ResolvedPlugin | None
     prompts: tuple[ResolvedPlugin, ...]
+    baselines: tuple[ResolvedPlugin, ...]
     loggers: tuple[ResolvedPlugin, ...]
 
     @property
     def plugins(self) -> tuple[ResolvedPlugin, ...]:
         """All of them."""
         single = (self.backbone, self.algorithm, self.engine, self.export, self.cache)
-        return (*(plugin for plugin in single if plugin), *self.prompts, *self.loggers)
+        return (*(plugin for plugin in single if plugin), *self.prompts, *self.baselines, *self.loggers)
 
     @property
     def lock(self) -> Lock:
@@ -106,6 +107,7 @@ class ResolvedRun:
             plugin = getattr(self, section)
             table[section] = plugin.table if plugin else None
         table["eval"]["prompts"] = [plugin.table for plugin in self.prompts]
+        table["eval"]["baselines"] = [plugin.table for plugin in self.baselines]
         table["loggers"] = [plugin.table for plugin in self.loggers]
         return table
 
@@ -142,6 +144,7 @@ def _assemble(config: RunConfig, plugins: Mapping[str, ResolvedPlugin]) -> Resol
         config=config,
         **{section: plugins.get(section) for section in PLUGIN_SECTIONS},  # type: ignore[arg-type]
         prompts=listed("eval.prompts"),
+        baselines=listed("eval.baselines"),
         loggers=listed("loggers"),
     )
 
@@ -157,7 +160,7 @@ def _resolve_sections(raw: Mapping[str, Any], registry: Registry) -> tuple[dict[
             problems.append(Problem(f"{path}.name", str(error)))
             continue
         try:
-            options = model.model_validate(chosen.options, extra=model.model_config.get("extra", "forbid"))
+            options = validate_options(model, chosen.options)
         except ValidationError as error:
             problems += _options_problems(error, model, chosen, path, record)
             continue
@@ -211,6 +214,11 @@ def options_model(record: Record) -> type[BaseModel]:
             f"{record.spec.config} of {record.source} is not a pydantic model; this is a fault of that plugin."
         )
     return model
+
+
+def validate_options(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
+    """A plugin's options; unknown keys are refused unless the model says otherwise. Raises ValidationError."""
+    return model.model_validate(options, extra=model.model_config.get("extra", "forbid"))
 
 
 def import_reference(reference: str, what: str) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,13 +54,18 @@ class Documents:
 
 @dataclass(frozen=True)
 class Tree:
-    """n new slots that form a tree: `depths` [n] from 0, `ancestors` [n, n] bool, each slot among its own."""
+    """n new slots that form a tree: `depths` [n] from 0, `ancestors` [n, n] bool, each slot among its own.
+
+    `height` counts the slots of the longest path.
+    """
 
     depths: Tensor
     ancestors: Tensor
+    height: int
 
     @classmethod
-    def of(cls, parents: list[int], device: str) -> Tree:
+    @lru_cache(maxsize=16)  # a drafter's tree is often the same in every round
+    def of(cls, parents: tuple[int, ...], device: str) -> Tree:
         """`parents[i]` < i is the slot before slot i, or -1."""
         ancestors = torch.eye(len(parents), dtype=torch.bool)
         for slot, parent in enumerate(parents):
@@ -67,7 +73,8 @@ class Tree:
                 raise ValueError(f"slot {slot} of a tree has parent {parent}; a parent comes before its children")
             if parent >= 0:
                 ancestors[slot] |= ancestors[parent]
-        return cls((ancestors.sum(dim=1) - 1).to(device), ancestors.to(device))
+        lengths = ancestors.sum(dim=1)
+        return cls((lengths - 1).to(device), ancestors.to(device), int(lengths.max()))
 
 
 _layout: ContextVar[Documents | Tree | None] = ContextVar("layout", default=None)

@@ -8,13 +8,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.config.run import TargetSection
 from specdec_core.data.batch import Batch
+from specdec_core.errors import UserError
+from specdec_core.nn.labels import ROWS_PER_CHUNK, LabelStats
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase
 
 
@@ -72,7 +78,9 @@ class DecodeSession(ABC):
     def forward(self, ids: Tensor, parents: Sequence[int] | None = None) -> tuple[Tensor, Features]:
         """Append `ids` [n] and return logits [n, V] and features of those slots, [1, n, ...].
 
-        `parents[i]` is the index in `ids` of the token before ids[i], or -1 for the cache's end; None is a chain.
+        `parents[i]` < i is the index in `ids` of the token before ids[i], or -1 for the cache's end; None is a chain.
+        Each slot sees its own path alone, at position = depth. Raises UserError if this target cannot read trees, or
+        if the longest path does not fit into the session's capacity.
         """
 
     @abstractmethod
@@ -81,7 +89,11 @@ class DecodeSession(ABC):
 
 
 class Target(ABC):
-    """A loaded target. Every method makes a fixed number of collectives, whatever the data."""
+    """A loaded target. Every method makes a fixed number of collectives, whatever the data.
+
+    Where the algorithm trains the target, `embed`, `logits`, `label_loss` and `capture` carry gradients into its
+    weights; what the other methods return is always detached.
+    """
 
     facts: TargetFacts
     tokenizer: PreTrainedTokenizerBase
@@ -106,6 +118,22 @@ class Target(ABC):
         for part in torch.split(hidden, chunk_size):
             yield self.teacher(part, rows)
 
+    def label_loss(self, hidden: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, LabelStats]:
+        """Sum over rows of weight * cross-entropy of the target's head at post-norm states [R, H] against the tokens
+        `labels` [R] int64, and the rows' statistics. No [R, V] is held. `weights` is [R] float32, without gradient.
+
+        Default: by `logits`, a chunk of rows at a time, made again for the gradient.
+        """
+
+        def chunk(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.logits(hidden).float()
+            return F.cross_entropy(logits, labels, reduction="none"), logits.detach().argmax(-1) == labels
+
+        parts = zip(*(torch.split(x, ROWS_PER_CHUNK) for x in (hidden, labels)), strict=True)
+        pairs = [checkpoint(chunk, *part, use_reentrant=False) for part in parts]
+        loss, correct = (torch.cat(values) for values in zip(*pairs, strict=True))
+        return torch.dot(loss, weights), LabelStats(loss.detach(), correct)
+
     @abstractmethod
     def embed_rows(self, ids: Tensor | None = None) -> Tensor:
         """A copy of rows of the embedding matrix, [n, H]; all rows if `ids` is None."""
@@ -125,7 +153,10 @@ class Target(ABC):
 
     @abstractmethod
     def decode(self, plan: CapturePlan, capacity: int) -> DecodeSession:
-        """A new session with room for `capacity` tokens, whose features follow `plan`."""
+        """A new session with room for `capacity` tokens, whose features follow `plan`.
+
+        A tree's branches beside its longest path need room besides; the session makes it.
+        """
 
     @abstractmethod
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
@@ -149,3 +180,13 @@ class Backbone(ABC):
     @abstractmethod
     def load(self, target: TargetSection, device: str) -> Target:
         """The target with its weights, frozen, in evaluation mode."""
+
+    def module(self, target: Target) -> nn.Module:
+        """The module whose parameters are the weights of a target loaded here, for what trains and keeps them:
+        engine and checkpoint. An algorithm holds no backbone and never sees it. Default: UserError."""
+        raise UserError(f"{type(self).__name__} cannot have its targets trained; choose an algorithm that does not")
+
+    def save(self, target: Target, directory: Path) -> None:
+        """Write a target loaded here into an empty directory, its present weights in its own type and its tokenizer,
+        such that `load` and others read it; read it back and compare. Default: UserError, as for `module`."""
+        raise UserError(f"{type(self).__name__} cannot save its targets")

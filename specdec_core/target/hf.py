@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.data.batch import PADDING_DOCUMENT, Batch
 from specdec_core.errors import UserError
+from specdec_core.nn.labels import LabelStats, label_loss
 from specdec_core.nn.linear import pack_linear, replace_linear
 from specdec_core.target import attention
 from specdec_core.target.base import DecodeSession, Target, TargetFacts, Teacher
@@ -46,6 +48,7 @@ class HFTarget(Target):
         self.tokenizer = tokenizer
         self.facts = facts
         self.device = device
+        self._own_generation_config = model.generation_config
         # The model's own defaults (repetition penalties and the like) would bend its greedy output.
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(facts.stop_token_ids, default=0)
         model.generation_config = GenerationConfig(
@@ -131,6 +134,11 @@ class HFTarget(Target):
         head = self.head()
         return stream_teacher(hidden, head.weight, head.bias, self.finish_logits, rows)
 
+    def label_loss(self, hidden: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, LabelStats]:
+        """Sum over rows of weight * cross-entropy; see `specdec_core.nn.labels`."""
+        head = self.head()
+        return label_loss(hidden, head.weight, labels, weights, bias=head.bias, finish=self.finish_logits)
+
     def embed_rows(self, ids: Tensor | None = None) -> Tensor:
         """A copy of rows of the embedding matrix, [n, H]; all rows if `ids` is None."""
         return _rows(self.embedding().weight, ids)  # type: ignore[arg-type]
@@ -152,7 +160,6 @@ class HFTarget(Target):
                 state[f"{name}.weight" if name else "weight"] = norm_scale(part, weight)
         return state
 
-    @torch.no_grad()
     def capture(self, batch: Batch, plan: CapturePlan) -> Features:
         """Run the target over a batch, documents apart, and return what `plan` names."""
         with attention.layout(attention.Documents.of(batch.document_ids)):
@@ -179,6 +186,18 @@ class HFTarget(Target):
         output = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens)
         return [self._until_stop(row) for row in output[:, longest:].tolist()]
 
+    def save(self, directory: Path) -> None:
+        """Write what `from_pretrained` reads: config, weights in their own type, tokenizer; read back and compared."""
+        self.model.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+        if self._own_generation_config is not None:
+            # Not through the model: transformers refuses to save some generation configs that it loads.
+            self._own_generation_config.to_json_file(directory / "generation_config.json")
+        found = type(self.model).from_pretrained(directory, dtype="auto").state_dict()
+        for name, tensor in self.model.state_dict().items():
+            if name not in found or found[name].dtype != tensor.dtype or not torch.equal(found[name], tensor.cpu()):
+                raise RuntimeError(f"{directory}: {name} does not read back as it was written")
+
     def run(self, inputs: dict[str, Any], plan: CapturePlan, **kwargs: Any) -> tuple[Tensor, Features]:
         """One forward of the decoder. Returns the post-norm states and the features of all slots.
 
@@ -204,6 +223,7 @@ class HFTarget(Target):
             argmax=self._argmax(last_hidden) if plan.argmax else None,
         )
 
+    @torch.no_grad()
     def _argmax(self, hidden: Tensor) -> Tensor:
         """[...] int64 from post-norm states [..., H]."""
         head = self.head()

@@ -37,17 +37,21 @@ class _Buffer(CacheLayerMixin):  # type: ignore[misc]
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate on the first update, when head count and size are known."""
+        """Allocate `capacity` slots; on the first update, when head count and size are known."""
         self.keys = key_states.new_empty((*key_states.shape[:2], self.capacity, key_states.shape[3]))
         self.values = value_states.new_empty((*value_states.shape[:2], self.capacity, value_states.shape[3]))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append [1, heads, n, d]; returns views of all slots so far."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         start = self.length
         self.length += key_states.shape[2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        elif self.length > self.keys.shape[2]:
+            filled = [buffer[:, :, :start] for buffer in (self.keys, self.values)]
+            self.lazy_initialization(key_states, value_states)
+            self.keys[:, :, :start], self.values[:, :, :start] = filled
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
@@ -99,7 +103,8 @@ class HFDecodeSession(DecodeSession):
         """Read the prompt (one row, no padding). Returns the last slot's logits [V] and all slots' features."""
         if batch.ids.shape[0] != 1:
             raise ValueError(f"a session decodes one sequence, the batch has {batch.ids.shape[0]} rows")
-        last_hidden, features = self._run(self.target.model_inputs(batch), batch.ids.shape[1])
+        count = batch.ids.shape[1]
+        last_hidden, features = self._run(self.target.model_inputs(batch), count, count)
         return self.target.logits(last_hidden[0, -1]), features
 
     @torch.inference_mode()
@@ -108,12 +113,13 @@ class HFDecodeSession(DecodeSession):
 
         `parents[i]` < i is the index in `ids` of the token before ids[i], or -1 for the cache's end.
         """
-        tree = None if parents is None or _is_chain(parents) else Tree.of(list(parents), self.target.device)
+        count = ids.shape[0]
+        tree = None if parents is None or _is_chain(parents) else Tree.of(tuple(parents), self.target.device)
         if tree is not None and not self.target.knows_layouts:
             raise UserError('a tree of draft tokens can be verified only with target.attention = "sdpa"')
         inputs = self.target.continuation_inputs(ids, self._length, None if tree is None else tree.depths)
         with layout(tree):
-            last_hidden, features = self._run(inputs, ids.shape[0])
+            last_hidden, features = self._run(inputs, count, count if tree is None else tree.height)
         return self.target.logits(last_hidden[0]), features
 
     @torch.inference_mode()
@@ -127,13 +133,18 @@ class HFDecodeSession(DecodeSession):
         self._length = start + len(path)
         self._appended = 0
 
-    def _run(self, inputs: dict[str, Any], count: int) -> tuple[Tensor, Features]:
-        """Append `count` slots; the post-norm states [1, count, H] and what the plan asks for."""
-        if self._length + count > self.capacity:
+    def _run(self, inputs: dict[str, Any], count: int, height: int) -> tuple[Tensor, Features]:
+        """Append `count` slots, of which a path holds at most `height`, the rest being gone after the next `keep`.
+
+        Returns the post-norm states [1, count, H] and what the plan asks for.
+        """
+        if self._length + height > self.capacity:
             raise UserError(
-                f"the sequence would grow to {self._length + count} tokens; "
+                f"the sequence would grow to {self._length + height} tokens; "
                 f"this session was opened with room for {self.capacity}"
             )
+        for buffer in self._buffers:
+            buffer.capacity = max(buffer.capacity, self.capacity + count - height)
         result = self.target.run(inputs, self.plan, past_key_values=self._cache)
         self._length += count
         self._appended = count

@@ -16,6 +16,7 @@ from specdec_core.checkpoint.versions import essential_differences
 from specdec_core.config.load import read_toml
 from specdec_core.config.show import to_toml
 from specdec_core.errors import UserError, UserErrors
+from specdec_core.export.target import TARGET
 from specdec_core.registry.lock import compare_lock, read_lock
 from specdec_core.registry.resolve import ResolvedRun
 
@@ -122,9 +123,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 
 def completed_step(directory: Path) -> int | None:
-    """The last step, if the run that stands here is complete and its draft exported."""
+    """The last step, if the run that stands here is complete, its draft and a target that it trained exported."""
     newest = store.latest(directory, warn=lambda _: None)
     if newest is None or not (directory / DRAFT).is_dir():
+        return None
+    if (newest / store.TARGET).exists() and not (directory / TARGET).is_dir():
         return None
     state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     return state["step"] if state["step"] == state["trainer"]["total_steps"] else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specdec_core.algorithm.base import Algorithm
+from specdec_core.algorithm.base import TrainedAlgorithm
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.capture.source import FeatureSource
 from specdec_core.checkpoint.rng import seed_everything
@@ -34,7 +34,8 @@ class Job:
 
     resolved: ResolvedRun
     engine: Engine
-    algorithm: Algorithm
+    algorithm: TrainedAlgorithm
+    backbone: Backbone
     facts: TargetFacts
     step: StepModule
     draft_config: dict[str, Any]
@@ -51,19 +52,18 @@ class Job:
         return self.resolved.config
 
 
-def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable[[str], object]) -> Job:
+def assemble(
+    resolved: ResolvedRun, algorithm: TrainedAlgorithm, checkpoint: Checkpoint | None, say: Callable[[str], object]
+) -> Job:
     """Build the job, the quick and fallible parts first. Raises UserError for whatever the user can mend.
 
     With a checkpoint the draft vocabulary is the checkpoint's, and the draft's weights are left for it to set.
     """
     config = resolved.config
-    algorithm: Algorithm = resolved.algorithm.load()
-    if not algorithm.trains:
-        raise UserError(
-            f'algorithm "{config.algorithm.name}" has nothing to train; measure it with `specdec eval` as it is'
-        )
     if not config.data.train:
         raise UserError("data.train names no file; give at least one JSONL file of conversations")
+    if algorithm.trains_target:
+        _check_trainable(config)
     engine: Engine = resolved.engine.load()
     engine.start()
     seed_everything(config.train.seed)
@@ -90,7 +90,11 @@ def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable
         if config.draft.init == "fitted":
             say(f"fitting the draft's start to at most {config.draft.fit_tokens:,} tokens")
             algorithm.fit_draft(draft, target, _sample(loader, source, engine.device, config.draft.fit_tokens, say))
-    step = StepModule(algorithm, draft, target)
+    module = None
+    if algorithm.trains_target:
+        # Captured in the step, with gradients; nothing before it.
+        module, source = backbone.module(target), FeatureSource(target, CapturePlan())
+    step = StepModule(algorithm, draft, target, module)
 
     total_batches = -int(-config.train.epochs * len(loader) // 1)
     total_steps = -(-total_batches // config.train.accumulation)
@@ -101,6 +105,7 @@ def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable
         resolved=resolved,
         engine=engine,
         algorithm=algorithm,
+        backbone=backbone,
         facts=facts,
         step=step,
         draft_config=draft_config,
@@ -111,6 +116,21 @@ def assemble(resolved: ResolvedRun, checkpoint: Checkpoint | None, say: Callable
         total_batches=total_batches,
         total_steps=total_steps,
     )
+
+
+def _check_trainable(config: RunConfig) -> None:
+    """Raises UserError for what a target that is trained rules out."""
+    name = config.algorithm.name
+    if config.cache is not None:
+        raise UserError(
+            f'cache: algorithm "{name}" trains the target, and features kept from an earlier step would be of weights '
+            "that are no more; leave [cache] out"
+        )
+    if config.target.dtype == "float16":
+        raise UserError(
+            f'target.dtype: algorithm "{name}" trains the target, whose gradients float16 cannot hold; '
+            'set it to "bfloat16" or "float32"'
+        )
 
 
 def _loaders(

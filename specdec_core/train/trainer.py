@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from specdec_core.algorithm.load import load_trained
 from specdec_core.capture.features import Features
 from specdec_core.checkpoint import store
 from specdec_core.checkpoint.atomic import is_disk_full
@@ -21,6 +22,7 @@ from specdec_core.data.batch import Batch
 from specdec_core.engine.base import NonFinite
 from specdec_core.errors import UserError
 from specdec_core.export.base import Exporter, Provenance
+from specdec_core.export.target import TARGET, write_target
 from specdec_core.registry.registry import Registry
 from specdec_core.registry.resolve import ResolvedRun
 from specdec_core.train import rundir
@@ -38,6 +40,7 @@ def run_training(resolved: ResolvedRun, registry: Registry, resume: bool, consol
     Raises UserError for what the user can mend, `Interrupted` after SIGINT or SIGTERM (the checkpoint is then saved).
     """
     console = console or Console(stderr=True)
+    algorithm = load_trained(resolved.algorithm)
     directory = resolved.config.train.output_dir
     if not resume:
         rundir.refuse_if_used(directory)
@@ -56,7 +59,7 @@ def run_training(resolved: ResolvedRun, registry: Registry, resume: bool, consol
                 registry.register_observer(plugin.load(), name=f"logger {plugin.spec.name}")
             newest = store.latest(directory) if resume else None
             checkpoint = store.load(newest) if newest else None
-            job = assemble(resolved, checkpoint, lambda sentence: say(console, sentence))
+            job = assemble(resolved, algorithm, checkpoint, lambda sentence: say(console, sentence))
             try:
                 Trainer(job, registry, directory, console).run(checkpoint)
             finally:
@@ -113,7 +116,7 @@ class Trainer:
         self.config, self.lock = job.resolved.table, job.resolved.lock.model_dump(mode="json")
 
     def run(self, checkpoint: store.Checkpoint | None) -> None:
-        """From a checkpoint, or from the beginning, to the exported draft."""
+        """From a checkpoint, or from the beginning, to what is exported."""
         if checkpoint is not None:
             self._restore(checkpoint)
         self.log.rewind(self.state.step)
@@ -208,7 +211,14 @@ class Trainer:
 
     def _how_to_save_the_run(self) -> str:
         last = store.latest(self.directory)
-        return f"a new run can start from the last checkpoint: draft.init_from = {last}" if last else "begin a new run"
+        if last is None:
+            return "begin a new run"
+        if self.job.step.target_module is None:
+            return f"a new run can start from the last checkpoint: draft.init_from = {last}"
+        return (
+            f"a new run can start from the last checkpoint: `specdec export {last} --out DIR`, then draft.init_from = "
+            "DIR and target.path = DIR/target"
+        )
 
     def _windows(self) -> Iterator[list[Batch]]:
         """`accumulation` batches at a time, epoch after epoch; the last window of the run may be shorter."""
@@ -267,6 +277,7 @@ class Trainer:
             best_step=best_step,
             config=self.config,
             lock=self.lock,
+            target=self.engine.target_state(),
         )
         path = store.save(self.directory, checkpoint)
         store.prune(self.directory, self.train.keep_last, best_step)
@@ -274,15 +285,20 @@ class Trainer:
 
     def _restore(self, checkpoint: store.Checkpoint) -> None:
         self.job.loader.load_state(checkpoint.trainer["data"])
-        self.engine.load_state(checkpoint.draft, checkpoint.engine)
+        self.engine.load_state(checkpoint.draft, checkpoint.target, checkpoint.engine)
         self.state = LoopState.from_json(checkpoint.trainer["loop"])
         set_rng_state(checkpoint.rng_tensors, checkpoint.rng_values, self.engine.device)
 
     def _export(self) -> None:
-        """The draft, from its float32 weights, as others load it."""
+        """The draft, from its float32 weights, as others load it; before it the target, if it was trained."""
         job, draft = self.job, self.job.step.draft
+        trained = job.step.target_module is not None
+        provenance = Provenance(self.config, self.lock, self.state.step, trained)
+        if trained:
+            write_target(job.backbone, job.step.target, self.directory / TARGET, provenance)
+            say(self.console, f"the trained target is in {self.directory / TARGET}")
         draft.float().load_state_dict(self.engine.draft_state())
         exporter: Exporter = job.resolved.export.load()
         out = self.directory / rundir.DRAFT
-        exporter.write(job.algorithm.export(draft, job.facts), out, Provenance(self.config, self.lock, self.state.step))
+        exporter.write(job.algorithm.export(draft, job.facts), out, provenance)
         say(self.console, f"the draft is in {out}")

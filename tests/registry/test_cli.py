@@ -54,6 +54,7 @@ atexit.register(lambda: print("imported:", *sorted({HEAVY} & set(sys.modules)), 
         ["plugins", "list", "--json"],
         ["plugins", "info", "alpha"],
         ["plugins", "where", "torch"],
+        ["plugins", "new", "mine"],
         ["config", "check", "run.toml", "train.lr=1e-3"],
         ["config", "show", "run.toml"],
         ["config", "schema"],
@@ -278,7 +279,8 @@ sys.modules["specdec_core.train.trainer"] = trainer
 
 
 FORBIDDEN = re.compile(
-    r"\b(eagle[-_ ]?[0-9]*|medusa|hydra|qwen[a-z0-9_.-]*|llama[a-z0-9_.-]*|hunyuan[a-z_]*|mistral|gemma)\b",
+    r"\b(n-?gram[-_ ]lookup|prompt[-_ ]lookup|eagle[-_ ]?[0-9]*|medusa|hydra|qwen[a-z0-9_.-]*|llama[a-z0-9_.-]*"
+    r"|hunyuan[a-z_]*|mistral|gemma)\b",
     re.IGNORECASE,
 )
 
@@ -288,7 +290,7 @@ def test_the_core_names_no_algorithm_and_no_model_family() -> None:
     found = [
         f"{path.relative_to(root)}:{number}: {line.strip()}"
         for path in sorted(root.rglob("*"))
-        if path.suffix in (".py", ".toml") and not path.is_symlink()
+        if path.is_file() and path.suffix != ".pyc" and not path.is_symlink()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if FORBIDDEN.search(line)
     ]
@@ -297,6 +299,7 @@ def test_the_core_names_no_algorithm_and_no_model_family() -> None:
 
 def test_that_pattern_would_find_them() -> None:
     for name in (
+        "n-gram lookup",
         "EAGLE-3",
         "eagle3",
         "Medusa",

@@ -14,13 +14,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, save_model, save_tokenizer
+from tiny_models import FAMILIES, VOCAB, save_model
 
 from specdec_causal_lm.backbone import CausalLMBackbone
 from specdec_causal_lm.config import CausalLMConfig
-from specdec_causal_lm.facts import turn_end
 from specdec_core.config.run import TargetSection
 from specdec_core.errors import UserError
+from specdec_core.target.hf_facts import turn_end
+from specdec_core.testing import save_tokenizer
 
 
 def section(path: Path | str, **values: Any) -> TargetSection:
@@ -73,7 +74,7 @@ class TestFacts:
     def test_of_other_families(
         self, backbone: CausalLMBackbone, tmp_path: Path, family: str, expected: dict[str, Any]
     ) -> None:
-        save_tokenizer(tmp_path)
+        save_tokenizer(tmp_path, VOCAB)
         FAMILIES[family]().save_pretrained(tmp_path)
         facts = backbone.facts(section(tmp_path))
         assert {name: getattr(facts, name) for name in expected} == expected
@@ -81,7 +82,7 @@ class TestFacts:
     def test_the_text_part_of_a_larger_config_counts(self, backbone: CausalLMBackbone, tmp_path: Path) -> None:
         import transformers
 
-        save_tokenizer(tmp_path)
+        save_tokenizer(tmp_path, VOCAB)
         text = FAMILIES["gemma3"]().to_dict()
         transformers.Gemma3Config(text_config=text).save_pretrained(tmp_path)
         assert backbone.facts(section(tmp_path)).hidden_size == 64
@@ -253,7 +254,7 @@ class TestRefusals:
     def test_layers_that_cannot_be_rolled_back(self, tmp_path: Path) -> None:
         import transformers
 
-        save_tokenizer(tmp_path)
+        save_tokenizer(tmp_path, VOCAB)
         types = ["linear_attention", "full_attention"]
         sizes = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512}
         transformers.Qwen3NextConfig(**sizes, layer_types=types).save_pretrained(tmp_path)
@@ -263,7 +264,6 @@ class TestRefusals:
         from specdec_causal_lm.target import CausalLMTarget
         from specdec_core.target.hf import HFTarget
 
-        save_tokenizer(tmp_path)
         save_model("granite", tmp_path)
         monkeypatch.setattr(CausalLMTarget, "finish_logits", HFTarget.finish_logits)
         assert self.refusal(tmp_path) == (

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import CHAT_TEMPLATE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specdec_causal_lm.backbone import CausalLMBackbone
@@ -18,6 +17,7 @@ from specdec_causal_lm.config import CausalLMConfig
 from specdec_causal_lm.gguf import converted, pre_tokenizer
 from specdec_core.config.run import TargetSection
 from specdec_core.errors import UserError
+from specdec_core.testing.tokenizer import CHAT_TEMPLATE
 
 gguf = pytest.importorskip("gguf")
 NAMES = {

@@ -10,7 +10,7 @@ import torch
 from eagle3_support import HIDDEN, VOCAB, MatrixTarget, make, random_batch
 from torch import Tensor
 
-from specdec_core.algorithm.base import Algorithm
+from specdec_core.algorithm.base import TrainedAlgorithm
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.config.run import DraftSection
 from specdec_core.data.batch import Batch
@@ -352,7 +352,7 @@ class TestFit:
     def test_an_algorithm_without_such_a_start_says_so(self) -> None:
         algorithm, draft, target = build(Eagle3Config())
         with pytest.raises(UserError, match=r'no closed-form start; use draft.init = "target" or "random"$'):
-            Algorithm.fit_draft(algorithm, draft, target, [])
+            TrainedAlgorithm.fit_draft(algorithm, draft, target, [])
 
 
 class TestParameterGroups:

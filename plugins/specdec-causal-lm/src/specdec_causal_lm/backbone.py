@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -18,7 +19,11 @@ from specdec_causal_lm.location import Location, first_line, locate, unreachable
 from specdec_causal_lm.target import CausalLMTarget
 from specdec_core.config.run import TargetSection
 from specdec_core.errors import UserError
-from specdec_core.target.base import Backbone, TargetFacts
+from specdec_core.target.base import Backbone, Target, TargetFacts
+from specdec_core.target.hf import HFTarget
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class CausalLMBackbone(Backbone):
@@ -72,6 +77,17 @@ class CausalLMBackbone(Backbone):
         loaded = CausalLMTarget(model, tokenizer, facts, device)
         loaded.check()
         return loaded
+
+    def module(self, target: Target) -> PreTrainedModel:
+        """The transformers model of a target loaded here."""
+        assert isinstance(target, HFTarget)
+        return target.model
+
+    def save(self, target: Target, directory: Path) -> None:
+        """Write the model and its tokenizer as a directory that transformers loads; read it back and compare."""
+        assert isinstance(target, HFTarget)
+        with _without_progress_bars():
+            target.save(directory)
 
     def _config(self, target: TargetSection, where: Location) -> Any:
         try:

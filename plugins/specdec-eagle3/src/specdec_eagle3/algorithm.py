@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specdec_core.algorithm.base import Algorithm, ExportedDraft, StepOutput
+from specdec_core.algorithm.base import ExportedDraft, StepOutput, TrainedAlgorithm
 from specdec_core.algorithm.draft import Draft
 from specdec_core.algorithm.proposal import Drafter
 from specdec_core.capture.features import CapturePlan, Features
@@ -27,7 +27,7 @@ from specdec_eagle3.plain import plain_terms
 from specdec_eagle3.supervision import denominators, slot_weights, supervised_slots
 
 
-class Eagle3(Algorithm):
+class Eagle3(TrainedAlgorithm):
     """arXiv 2503.01840: a one-layer draft over three of the target's states, trained by training-time test."""
 
     options: Eagle3Config
@@ -39,10 +39,6 @@ class Eagle3(Algorithm):
 
     def draft_config(self, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
         """Derived from the target, or the JSON that `draft.config` names."""
-        if draft.vocab_size is not None and draft.vocab_size > facts.vocab_size:
-            raise UserError(
-                f"draft.vocab_size is {draft.vocab_size}; the target's vocabulary holds {facts.vocab_size} tokens"
-            )
         if draft.config is not None:
             return draft_config.read(draft.config, self.options, facts, draft)
         return draft_config.derive(self.options, facts, draft)

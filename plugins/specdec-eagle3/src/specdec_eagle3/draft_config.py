@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from specdec_core.algorithm.draft_json import (
+    algorithm_problems,
+    draft_vocab_size,
+    read_draft_json,
+    target_problems,
+    vocab_problems,
+)
 from specdec_core.config.run import DraftSection
 from specdec_core.errors import UserError, UserErrors
 from specdec_core.target.base import TargetFacts
 from specdec_eagle3.config import Eagle3Config
-from specdec_eagle3.draft_json import check_heads, check_types
+from specdec_eagle3.draft_json import DraftJson, check_heads
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
 
-# What the draft must share with the target, because it reads the target's states and embeddings.
-_SHARED = ("hidden_size", "vocab_size")
-# What a draft JSON must say; everything else has a default in the field.
-_REQUIRED = ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+# What a draft JSON must say besides; everything else has a default in the field.
+_REQUIRED = ("intermediate_size", "num_attention_heads")
 # What the model is, whatever a draft JSON says.
 _FIXED = {"hidden_act": "silu", "tie_word_embeddings": False}
 
@@ -66,7 +70,7 @@ def derive(options: Eagle3Config, facts: TargetFacts, draft: DraftSection) -> di
         "attention_bias": False,
         "mlp_bias": False,
         "vocab_size": facts.vocab_size,
-        "draft_vocab_size": draft.vocab_size or facts.vocab_size,
+        "draft_vocab_size": draft_vocab_size(facts, draft),
         "bos_token_id": facts.bos_token_id,
         "eos_token_id": facts.stop_token_ids[0] if facts.stop_token_ids else None,
         "tie_word_embeddings": False,
@@ -93,45 +97,22 @@ def _eagle_keys(options: Eagle3Config, facts: TargetFacts) -> dict[str, Any]:
 
 def read(path: Path, options: Eagle3Config, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
     """A draft JSON, checked against the target and the run config; every disagreement is reported at once."""
-    try:
-        loaded = json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"draft.config: cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"draft.config: {path} is not JSON: {error}") from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"draft.config: {path} holds {type(loaded).__name__}, not an object")
-    loaded = {key: value for key, value in loaded.items() if value is not None}
-    check_types(path, loaded)
-    problems = [f"draft.config: {path} lacks {key!r}" for key in _REQUIRED if key not in loaded]
-    for key in _SHARED:
-        if key in loaded and loaded[key] != getattr(facts, key):
-            problems.append(
-                f"draft.config: {path} has {key} {loaded[key]}, the target {facts.name_or_path} has "
-                f"{getattr(facts, key)}; use the target's"
-            )
+    loaded = read_draft_json(path, DraftJson)
+    problems = target_problems(path, loaded, facts)
+    problems += [f"draft.config: {path} lacks {key!r}" for key in _REQUIRED if key not in loaded]
     for key, value in _FIXED.items():
         if loaded.get(key, value) != value:
             problems.append(f"draft.config: {path} has {key} {loaded[key]}, the draft takes {value} alone; set that")
     derived = derive(options, facts, draft)
-    for key in ("num_hidden_layers", "norm_before_residual", "fc_norm", "norm_output"):
-        if key in loaded and loaded[key] != derived[key]:
-            problems.append(
-                f"draft.config: {path} has {key} {loaded[key]}, the run's [algorithm] {derived[key]}; make them agree"
-            )
+    own = ("num_hidden_layers", "norm_before_residual", "fc_norm", "norm_output")
+    problems += algorithm_problems(path, loaded, {key: derived[key] for key in own})
     named = loaded.get("eagle_aux_hidden_state_layer_ids")
     if named is not None and sorted(named) != derived["eagle_aux_hidden_state_layer_ids"]:
         problems.append(
             f"draft.config: {path} captures layers {named}, the run {derived['eagle_aux_hidden_state_layer_ids']}; "
             f"set algorithm.layers={named}"
         )
-    size = loaded.get("draft_vocab_size")
-    if draft.vocab_size is not None and size is not None and size != draft.vocab_size:
-        problems.append(f"draft.vocab_size is {draft.vocab_size}, {path} has draft_vocab_size {size}; make them agree")
-    if isinstance(size, int) and not 1 <= size <= facts.vocab_size:
-        problems.append(
-            f"draft.config: {path} has draft_vocab_size {size}, the target's vocabulary holds {facts.vocab_size}"
-        )
+    problems += vocab_problems(path, loaded, facts, draft)
     if problems:
         raise UserErrors(problems)
     captured = ("num_aux_hidden_states", "eagle_aux_hidden_state_layer_ids", "eagle_config")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from specdec_core.config.problems import validation_problems
-from specdec_core.errors import UserError, UserErrors
+from specdec_core.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -34,15 +33,6 @@ class DraftJson(BaseModel):
     attention_bias: bool = False
     mlp_bias: bool = False
     eagle_aux_hidden_state_layer_ids: list[int] = []
-
-
-def check_types(path: Path, loaded: dict[str, Any]) -> None:
-    """Raises UserErrors naming every key whose value is of the wrong type or size."""
-    try:
-        DraftJson.model_validate(loaded)
-    except ValidationError as error:
-        problems = validation_problems(error, DraftJson, loaded)
-        raise UserErrors([f"draft.config: {path}: {problem}" for problem in problems]) from error
 
 
 def check_heads(path: Path, config: dict[str, Any]) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from specdec_core.algorithm.base import ExportedDraft
+from specdec_core.algorithm.exported import copy_tensors
 from specdec_core.data.vocab import VocabMap
-from specdec_core.errors import UserErrors
 from specdec_eagle3.model import Eagle3Draft
 
-_VOCAB = ("d2t", "t2d")
+_NO_PARAMETERS = ("d2t", "t2d", "embed_tokens.weight")
 
 
 def _outside(name: str, num_layers: int) -> str:
@@ -29,7 +28,6 @@ def to_exported(draft: Eagle3Draft) -> ExportedDraft:
     return ExportedDraft(dict(draft.config), tensors)
 
 
-@torch.no_grad()
 def from_exported(draft: Eagle3Draft, tensors: Mapping[str, Tensor]) -> None:
     """Fill the draft. Raises UserErrors naming every missing, unexpected or misshapen tensor."""
     own = {_outside(name, len(draft.layers)): p for name, p in draft.named_parameters()}
@@ -37,15 +35,4 @@ def from_exported(draft: Eagle3Draft, tensors: Mapping[str, Tensor]) -> None:
         name.replace("layers.0.", "midlayer.", 1) if "midlayer.mlp.up_proj.weight" in own else name: tensor
         for name, tensor in tensors.items()
     }
-    problems = [f"draft tensor {name} is missing" for name in own if name not in given]
-    for name, tensor in given.items():
-        if name in _VOCAB or name == "embed_tokens.weight":
-            continue
-        if name not in own:
-            problems.append(f"draft tensor {name} is not one of this draft's")
-        elif tensor.shape != own[name].shape:
-            problems.append(f"draft tensor {name} has shape {list(tensor.shape)}, expected {list(own[name].shape)}")
-    if problems:
-        raise UserErrors(problems)
-    for name, parameter in own.items():
-        parameter.copy_(given[name])
+    copy_tensors(own, given, ignored=_NO_PARAMETERS)

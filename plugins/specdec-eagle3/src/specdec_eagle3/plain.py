@@ -13,11 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specdec_core.capture.features import Features
-from specdec_core.data.batch import Batch
+from specdec_core.data.batch import Batch, ahead
 from specdec_core.target.base import Target
 from specdec_eagle3.config import Eagle3Config
 from specdec_eagle3.model import Eagle3Draft
-from specdec_eagle3.supervision import ahead
 from specdec_eagle3.terms import Terms
 
 
@@ -69,21 +68,16 @@ def plain_terms(
         embeds = draft.embed_input_ids(ahead(batch.ids, 1 + k, 0))
         hidden = draft.backbone(embeds, hidden, attention, batch.positions + k)
         logits = draft.compute_logits(hidden).float()
-        full = torch.stack([ahead_rows(row, 1 + k) for row in teacher])
+        full = ahead(teacher, 1 + k, 0)
         log_p = F.log_softmax(full[..., ids], dim=-1)
         log_q = F.log_softmax(logits, dim=-1)
         loss.append(-(log_p.exp() * log_q).sum(-1))
         entropy.append(-(log_p.exp() * log_p).sum(-1))
         correct.append(ids[logits.argmax(-1)] == full.argmax(-1))
         acceptance.append(torch.minimum(full.softmax(-1)[..., ids], log_q.exp()).sum(-1))
-        goal = torch.stack([ahead_rows(row, 1 + k) for row in features.last_hidden])
+        goal = ahead(features.last_hidden, 1 + k, 0)
         regression.append(F.smooth_l1_loss(draft.norm(hidden), goal, reduction="none").mean(-1))
         hidden = draft.feedback(hidden)
     terms = Terms(*(torch.stack(x) for x in (loss, entropy, correct, acceptance)))
     total = (weights * (terms.loss + options.regression * torch.stack(regression))).sum()
     return total, terms
-
-
-def ahead_rows(x: Tensor, distance: int) -> Tensor:
-    """x[t + distance] at slot t of [S, ...], zeros past the end."""
-    return torch.cat([x[distance:], x.new_zeros(min(distance, x.shape[0]), *x.shape[1:])])

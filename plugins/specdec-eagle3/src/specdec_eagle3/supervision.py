@@ -6,16 +6,8 @@ import torch
 from torch import Tensor
 
 from specdec_core.capture.features import Features
-from specdec_core.data.batch import PADDING_DOCUMENT, Batch
+from specdec_core.data.batch import Batch, ahead
 from specdec_eagle3.config import Eagle3Config
-
-
-def ahead(x: Tensor, distance: int, fill: float | bool | int) -> Tensor:
-    """x[:, t + distance] at slot t of [B, S], `fill` past the row's end."""
-    shifted = torch.full_like(x, fill)
-    if distance < x.shape[1]:
-        shifted[:, : x.shape[1] - distance] = x[:, distance:]
-    return shifted
 
 
 def supervised_slots(batch: Batch, options: Eagle3Config) -> Tensor:
@@ -26,21 +18,16 @@ def supervised_slots(batch: Batch, options: Eagle3Config) -> Tensor:
     speculators  m[t+1+k] holds, the teacher's slot t+1+k is in the document
     specforge    m[t+k] holds, likewise
     """
-    documents = batch.document_ids
-
-    def same_document(distance: int) -> Tensor:
-        return (ahead(documents, distance, PADDING_DOCUMENT) == documents) & (documents != PADDING_DOCUMENT)
-
     masks = []
     if options.mask == "strict":
         current = ahead(batch.loss_mask, 1, False)
         for k in range(options.steps):
-            current = current & ahead(batch.loss_mask, 2 + k, False) & same_document(2 + k)
+            current = current & ahead(batch.loss_mask, 2 + k, False) & batch.same_document(2 + k)
             masks.append(current)
     else:
         offset = 1 if options.mask == "speculators" else 0
         for k in range(options.steps):
-            masks.append(ahead(batch.loss_mask, offset + k, False) & same_document(1 + k))
+            masks.append(ahead(batch.loss_mask, offset + k, False) & batch.same_document(1 + k))
     return torch.stack(masks)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from specdec_core.algorithm.base import Metric
+from specdec_core.algorithm.metrics import acceptance_length, by_position
 from specdec_core.data.batch import Batch
-from specdec_core.nn.replay import simulated_acceptance_length
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,9 @@ class Terms:
 
     def metrics(self, supervised: Tensor, batch: Batch) -> dict[str, Metric]:
         """Means over supervised slots by step, and the acceptance length that chain drafting would have."""
-        metrics = {}
-        for name, values in (
-            ("loss", self.loss),
-            ("accuracy", self.correct.float()),
-            ("acceptance", self.acceptance),
-        ):
-            sums = torch.where(supervised, values.detach(), 0.0).sum((1, 2))
-            counts = supervised.sum((1, 2))
-            for k, (total, count) in enumerate(zip(sums, counts, strict=True), start=1):
-                metrics[f"{name}/{k}"] = Metric(total, count)
-        rows = torch.arange(batch.ids.shape[0], device=batch.ids.device).unsqueeze(1)
-        documents = rows * (batch.document_ids.max() + 2) + batch.document_ids
-        tokens, cycles = simulated_acceptance_length(
-            (self.correct & supervised).flatten(1), supervised[-1].flatten(), documents.flatten()
-        )
-        metrics["acceptance_length"] = Metric(torch.tensor(float(tokens)), torch.tensor(float(cycles)))
-        return metrics
+        return {
+            **by_position("loss", self.loss, supervised),
+            **by_position("accuracy", self.correct, supervised),
+            **by_position("acceptance", self.acceptance, supervised),
+            **acceptance_length(self.correct, supervised, batch),
+        }

@@ -1,4 +1,4 @@
-"""Prompt lookup: the training-free baseline that a trained draft has to beat."""
+"""Prompt lookup: proposes what the text itself has said before."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verifie
 class LookupDrafter(Drafter):
     """Proposes what followed the most recent earlier occurrence of the text's last n-gram, the longest n first.
 
-    Prompt-lookup decoding (Saxena, 2023). It reads no features and has no weights; its proposals are deterministic.
+    Prompt-lookup decoding (Saxena, 2023, github.com/apoorvumang/prompt-lookup-decoding). It reads no features and
+    has no weights; its proposals are deterministic.
     """
 
-    def __init__(self, longest: int = 3) -> None:
-        self.sizes = range(longest, 0, -1)
+    def __init__(self, longest: int, shortest: int) -> None:
+        """n from `longest` down to `shortest`."""
+        self.sizes = range(longest, shortest - 1, -1)
         self.text: list[int] = []
         self.device = torch.device("cpu")
         # Where the text goes on after the most recent occurrence of an n-gram, for those that something follows.
@@ -28,7 +30,7 @@ class LookupDrafter(Drafter):
         self._read(verified.ids.tolist())
 
     def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
-        """Up to `num_tokens` tokens; none if the last token is new to the text."""
+        """Up to `num_tokens` tokens; none if no ending of the text occurred before."""
         start = next((self.after[gram] for gram in self._endings(len(self.text)) if gram in self.after), None)
         found = [] if start is None else self.text[start : start + num_tokens]
         return Proposal(torch.tensor(found, dtype=torch.int64, device=self.device))

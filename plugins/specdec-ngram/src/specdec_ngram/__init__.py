@@ -1,0 +1,1 @@
+"""Algorithm `ngram`: prompt-lookup drafting, without weights or training."""

@@ -1,0 +1,109 @@
+"""`specdec plugins check`: the contract of an installed plugin, run by pytest as its own tests would run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+from specdec_core.cli.plugins import KindOption, NameArgument, named
+from specdec_core.errors import UserError, UserErrors
+from specdec_core.registry.record import USABLE, Record
+
+CONTRACTS = {"algorithm": "AlgorithmContract", "backbone": "BackboneContract", "exporter": "ExporterContract"}
+SETTINGS = "[pytest]\naddopts = -q --tb=short -p no:cacheprovider\n"
+
+
+def check(
+    name: NameArgument,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", show_default=False, help="The plugin's options. Values are TOML."),
+    ] = None,
+    kind: KindOption = None,
+    target: Annotated[
+        Path | None,
+        typer.Option("--target", metavar="DIR", help="For a backbone: a small model of its family, with a tokenizer."),
+    ] = None,
+) -> None:
+    """Test whether an installed plugin keeps what algorithms, backbones and exporters promise.
+
+    The tests are those that a plugin's own tests inherit from specdec_core.testing; they need pytest.
+
+    Example: specdec plugins check my-algo width=64
+    """
+    if find_spec("pytest") is None:
+        raise UserError(
+            'the contracts are tests for pytest, which is not installed: pip install "specdec-core[testing]"'
+        )
+    records = [record for record in named(name, kind) if record.kind in CONTRACTS or record.kind is None]
+    if not records:
+        raise UserError(f'"{name}" has no contract to keep: of the kinds of plugins, {", ".join(CONTRACTS)} have one')
+    sources = [_source(record, options or [], target) for record in records]
+    import pytest
+
+    with TemporaryDirectory() as directory:
+        files = [Path(directory) / f"test_{record.kind}.py" for record in records]
+        for file, source in zip(files, sources, strict=True):
+            file.write_text(source, encoding="utf-8")
+        settings = Path(directory) / "pytest.ini"
+        settings.write_text(SETTINGS, encoding="utf-8")
+        kept = pytest.main(["-c", str(settings), "--rootdir", directory, *map(str, files)]) == pytest.ExitCode.OK
+    if not kept:
+        raise typer.Exit(1)
+
+
+def _source(record: Record, overrides: list[str], target: Path | None) -> str:
+    """The test file of one plugin. Raises UserError if the plugin cannot be used, or not with these options."""
+    from specdec_core.registry.explain import unusable
+
+    if record.state not in USABLE or record.kind is None:
+        raise UserError(unusable(record))
+    if record.kind == "backbone" and target is None:
+        raise UserError(f'backbone "{record.name}" is tested with a model of its family: name one with --target DIR')
+    if target is not None and not target.is_dir():
+        raise UserError(f"--target: there is no directory {target}")
+    return contract_source(
+        record.kind, record.name, _options(record, overrides), target if record.kind == "backbone" else None
+    )
+
+
+def _options(record: Record, overrides: list[str]) -> dict[str, Any]:
+    from pydantic import ValidationError
+
+    from specdec_core.config.overrides import apply_overrides
+    from specdec_core.config.problems import validation_problems
+    from specdec_core.registry.resolve import options_model, validate_options
+
+    options: dict[str, Any] = {}
+    problems = apply_overrides(options, overrides)
+    model = options_model(record)
+    try:
+        validate_options(model, options)
+    except ValidationError as error:
+        problems += [str(problem) for problem in validation_problems(error, model, options, prefix=[str(record.kind)])]
+    if problems:
+        raise UserErrors(problems)
+    return options
+
+
+def contract_source(kind: str, name: str, options: Mapping[str, Any], target: Path | None) -> str:
+    """What an author would write to inherit the contract; `target` is where a backbone finds a model."""
+    lines = [
+        "from pathlib import Path",
+        f"from specdec_core.testing import {CONTRACTS[kind]}",
+        f"class Test{kind.capitalize()}({CONTRACTS[kind]}):",
+        f"    name = {name!r}",
+        f"    options = {dict(options)!r}",
+    ]
+    if target is not None:
+        lines += [
+            "    def make_target(self, directory):",
+            f"        for file in Path({str(target.resolve())!r}).iterdir():",
+            "            (directory / file.name).symlink_to(file)",
+        ]
+    return "\n".join(lines) + "\n"

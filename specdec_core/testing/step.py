@@ -1,0 +1,37 @@
+"""What the contracts of an algorithm's parts share: the algorithm on the bench."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import ClassVar
+
+import pytest
+
+from specdec_core.algorithm.base import TrainedAlgorithm
+from specdec_core.config.run import Dtype
+from specdec_core.testing.bench import Bench, FreeBench, TrainedBench
+from specdec_core.testing.plugin import PluginContract
+
+
+class OnTheBench(PluginContract):
+    """`vocab_size` is that of the draft, where the algorithm knows draft vocabularies; None for the target's."""
+
+    kind = "algorithm"
+    vocab_size: ClassVar[int | None] = None
+
+    @classmethod
+    @cache
+    def bench(cls, dtype: Dtype = "float32") -> Bench:
+        """The algorithm with the class's options."""
+        algorithm = cls.load()
+        if isinstance(algorithm, TrainedAlgorithm):
+            return TrainedBench(algorithm, cls.vocab_size, dtype)
+        return FreeBench(algorithm, dtype)
+
+    @classmethod
+    def trained(cls, dtype: Dtype = "float32") -> TrainedBench:
+        """The same for a test of training, which is skipped where there is none."""
+        bench = cls.bench(dtype)
+        if not isinstance(bench, TrainedBench):
+            pytest.skip(f"algorithm {cls.name} needs no training")
+        return bench

@@ -8,10 +8,12 @@ from __future__ import annotations
 from planting import bug
 
 PLAIN, WINDOWS, SCALED = "TestLlama", "TestWindowsAndTiedHead", "TestScaledEmbeddingsAndCappedLogits"
-BACKBONE, FACTS, LOCATION, CONFIG, FAMILY = (
-    f"specdec_causal_lm/{name}.py" for name in ("backbone", "facts", "location", "config", "target")
+BACKBONE, LOCATION, CONFIG, FAMILY = (
+    f"specdec_causal_lm/{name}.py" for name in ("backbone", "location", "config", "target")
 )
-TARGET, SESSION, ATTENTION = (f"specdec_core/target/{name}.py" for name in ("hf", "session", "attention"))
+TARGET, FACTS, SESSION, ATTENTION = (
+    f"specdec_core/target/{name}.py" for name in ("hf", "hf_facts", "session", "attention")
+)
 # The backbone compares itself with the model when it loads; what is to be seen here is what the contract sees.
 UNCHECKED = (BACKBONE, "        loaded.check()\n", "")
 

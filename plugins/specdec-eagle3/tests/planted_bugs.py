@@ -5,10 +5,10 @@ from __future__ import annotations
 from planting import bug
 
 PLAIN, SMALL = "TestDefault", "TestDraftVocabulary"
-CONFIG, SUPERVISION, FAST, LAYOUT, MODEL, DRAFTER, EXPORT, ALGORITHM, TERMS, INITIAL, DRAFT_CONFIG = (
+CONFIG, SUPERVISION, FAST, LAYOUT, MODEL, DRAFTER, EXPORT, ALGORITHM, INITIAL, DRAFT_CONFIG = (
     f"specdec_eagle3/{name}.py"
     for name in (
-        "config", "supervision", "fast", "layout", "model", "drafter", "export", "algorithm", "terms", "initial",
+        "config", "supervision", "fast", "layout", "model", "drafter", "export", "algorithm", "initial",
         "draft_config",
     )
 )  # fmt: skip
@@ -26,7 +26,7 @@ BUGS = [
         SUPERVISION, "current & ahead(batch.loss_mask, 2 + k, False)",
         "current & ahead(batch.loss_mask, 3 + k, False)"),
     bug("labels from the next document", "documents", PLAIN,
-        SUPERVISION, "& same_document(2 + k)", "& same_document(1 + k)"),
+        SUPERVISION, "& batch.same_document(2 + k)", "& batch.same_document(1 + k)"),
     bug("attention across documents", "documents", PLAIN,
         LAYOUT, "begins[:, 1:] = documents[:, 1:] != documents[:, :-1]", "begins[:, 1:] = False"),
     bug("loss averaged over masked slots", "padding", PLAIN,
@@ -56,7 +56,7 @@ BUGS = [
     bug("a parameter that no optimizer gets", "gradients", PLAIN,
         ALGORITHM, '{"params": [draft.fc.weight], "weight_decay"', '{"params": [], "weight_decay"'),
     bug("gradient of the wrong sign", "loss-falls", PLAIN,
-        "specdec_core/nn/distill.py", "grad_logits = q.sub_(aligned).mul_(", "grad_logits = aligned.sub_(q).mul_("),
+        "specdec_core/nn/distill.py", "            q.sub_(aligned)\n", "            q.sub_(aligned).neg_()\n"),
     bug("one norm for all captured states", "own-parameters", "TestNormedFeedback",
         MODEL, "[RMSNorm(hidden, eps=eps) for _ in range(states if config[\"fc_norm\"] else 0)]",
         "[RMSNorm(hidden, eps=eps)] * (states if config[\"fc_norm\"] else 0)"),
@@ -77,7 +77,8 @@ BUGS = [
     bug("types that are not cast", "mixed-types", PLAIN,
         MODEL, "        hidden = hidden.to(self.fc.weight.dtype)\n", ""),
     bug("metrics already divided", "metrics", PLAIN,
-        TERMS, "= Metric(total, count)", "= Metric(total / count.clamp(min=1), count)"),
+        "specdec_core/algorithm/metrics.py", "Metric(total, count) for",
+        "Metric(total / count.clamp(min=1), count) for"),
     # Decoding.
     bug("wrong position in decoding", "training-is-decoding", PLAIN,
         DRAFTER, "torch.tensor([self.position + k]", "torch.tensor([self.position]"),
@@ -134,7 +135,7 @@ BUGS = [
         EXPORT, "    if draft.draft_ids is not None:\n",
         '    tensors["fc.bias"] = torch.zeros(4)\n    if draft.draft_ids is not None:\n'),
     bug("tensor not loaded from an export", "export", PLAIN,
-        EXPORT, "    for name, parameter in own.items():\n        parameter.copy_",
+        "specdec_core/algorithm/exported.py", "    for name, parameter in own.items():\n        parameter.copy_",
         '    for name, parameter in own.items():\n        if name != "lm_head.weight":\n            parameter.copy_'),
     bug("target ids exported as d2t", "export", SMALL, EXPORT, "d2t=vocab.d2t", "d2t=vocab.ids"),
     bug("stop tokens lost from the exported vocabulary", "export", SMALL,

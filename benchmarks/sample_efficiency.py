@@ -43,11 +43,13 @@ def specdec(*arguments: str) -> str:
 def measure(name: str, tokens: int, k: int, prompts: int) -> dict[str, Any]:
     """Train a recipe (or go on with it) and decode: `specdec eval`'s own JSON."""
     run = f"runs/sample-efficiency/{name.replace(', ', '-').replace(' ', '-')}"
-    # Whole chains: τ as others state it.
+    # Whole chains of a draft that is not rounded: τ as others state it.
     overrides = [
         f"data.max_tokens={tokens}",
         f"train.output_dir={run}",
+        "algorithm.steps=3",
         "algorithm.min_confidence=0",
+        "eval.draft_dtype=float32",
         *RECIPES[name],
     ]
     specdec("train", str(CONFIG), "--resume", *overrides)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from planting import bug
 
 PLAIN, WINDOWS, SCALED = "TestLlama", "TestWindowsAndTiedHead", "TestScaledEmbeddingsAndCappedLogits"
-BACKBONE, FACTS, LOCATION, CONFIG, FAMILY = (
-    f"specdec_causal_lm/{name}.py" for name in ("backbone", "facts", "location", "config", "target")
+BACKBONE, FACTS, LOCATION, CONFIG = (
+    f"specdec_causal_lm/{name}.py" for name in ("backbone", "facts", "location", "config")
 )
 TARGET, SESSION, ATTENTION = (f"specdec_core/target/{name}.py" for name in ("hf", "session", "attention"))
 # The backbone compares itself with the model when it loads; what is to be seen here is what the contract sees.

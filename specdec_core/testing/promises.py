@@ -23,6 +23,7 @@ PROMISES = {
     "rebuilt-from-config": "The draft's config is JSON, and it is all that is needed to build the draft again.",
     "seeded": "The same seed gives the same draft and the same step, whatever the algorithm did before.",
     "loss-falls": "On one batch, repeated, the loss falls.",
+    "learns-to-guess": "A draft that learns a text comes to guess it, by its own metrics.",
     "gradients": "Every trained parameter is in one parameter group and gets a gradient.",
     "own-parameters": "No parameter has two names: each part of the draft has its own.",
     "masked-tokens": "A token that is not to be learned changes neither loss nor gradients nor metrics.",

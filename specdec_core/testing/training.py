@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import pytest
 import torch
 
 from specdec_core.algorithm.draft import Draft
@@ -20,7 +21,7 @@ from specdec_core.testing.compare import assert_all_same, assert_close
 from specdec_core.testing.promises import promise
 from specdec_core.testing.step import OnTheBench
 
-STEPS = 20
+STEPS, NEW_TOKENS = 20, 20
 FALL = 0.98
 """The loss after `STEPS` steps, over what it was."""
 TYPES: tuple[tuple[Dtype, Dtype], ...] = (("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16"))
@@ -106,6 +107,22 @@ class TrainingContract(OnTheBench):
         bench.algorithm.init_draft(draft, bench.target)
         losses = bench.train(draft, bench.documents(), STEPS)
         assert losses[-1] < FALL * losses[0], f"the loss goes from {losses[0]:.4g} to {losses[-1]:.4g} in {STEPS} steps"
+
+    @promise("learns-to-guess")
+    def test_a_draft_comes_to_guess_a_text_that_it_learns(self) -> None:
+        """A text of the target's own; at least half of what the draft can say of it, as `accuracy/1` counts."""
+        bench = self.trained()
+        (text,) = bench.target.generate([[5, 9, 7]], NEW_TOKENS)
+        document, draft = bench.document([5, 9, 7, *text]), bench.random_draft()
+        bench.train(draft, [document], STEPS)
+        accuracy = bench.rows(draft, [[document]]).metrics.get("accuracy/1")
+        if accuracy is None:
+            pytest.skip("the training step has no metric accuracy/1")
+        sayable = {*bench.sayable.tolist()}
+        share, possible = float(accuracy.sum / accuracy.count), sum(token in sayable for token in text) / len(text)
+        assert share >= possible / 2, (
+            f"after {STEPS} steps on a text accuracy/1 is {share:.2f}, of {possible:.2f} that can be"
+        )
 
     @promise("gradients")
     def test_gradients_reach_every_trained_parameter(self) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 from planting import bug
 
 PLAIN, WINDOWS, SCALED = "TestLlama", "TestWindowsAndTiedHead", "TestScaledEmbeddingsAndCappedLogits"
-BACKBONE, LOCATION, CONFIG, FAMILY = (
-    f"specdec_causal_lm/{name}.py" for name in ("backbone", "location", "config", "target")
-)
+BACKBONE, LOCATION, CONFIG = (f"specdec_causal_lm/{name}.py" for name in ("backbone", "location", "config"))
 TARGET, FACTS, SESSION, ATTENTION = (
     f"specdec_core/target/{name}.py" for name in ("hf", "hf_facts", "session", "attention")
 )

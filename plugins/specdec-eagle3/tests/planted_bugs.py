@@ -57,6 +57,8 @@ BUGS = [
         ALGORITHM, '{"params": [draft.fc.weight], "weight_decay"', '{"params": [], "weight_decay"'),
     bug("gradient of the wrong sign", "loss-falls", PLAIN,
         "specdec_core/nn/distill.py", "            q.sub_(aligned)\n", "            q.sub_(aligned).neg_()\n"),
+    bug("teacher of another slot", "learns-to-guess", PLAIN,
+        "specdec_core/nn/distill.py", "aligned = probs[slots]", "aligned = probs[slots.roll(1)]"),
     bug("one norm for all captured states", "own-parameters", "TestNormedFeedback",
         MODEL, "[RMSNorm(hidden, eps=eps) for _ in range(states if config[\"fc_norm\"] else 0)]",
         "[RMSNorm(hidden, eps=eps)] * (states if config[\"fc_norm\"] else 0)"),

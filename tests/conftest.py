@@ -22,6 +22,8 @@ from specdec_core.testing.tokenizer import sentences
 if TYPE_CHECKING:
     from specdec_causal_lm.target import CausalLMTarget
 
+pytest.register_assert_rewrite("toy_runs")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

@@ -31,8 +31,6 @@ from specdec_core.evaluate.prompts import Prompt
 from specdec_core.evaluate.report import as_json, render
 from specdec_core.evaluate.run import DRAFT, Measured
 
-pytest_plugins = ("toy_runs",)
-
 VOCAB = 64
 BASELINE = "n-gram lookup"
 

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_resume import CrashAfter, assert_same_run
-from toy_runs import command, lines, steps, toy_config, train
+from toy_runs import CrashAfter, assert_same_run, command, lines, steps, toy_config, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 

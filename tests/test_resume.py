@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -11,25 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from toy_runs import command, lines, steps, toy_config, train, weights
+from toy_runs import CrashAfter, assert_same_run, command, lines, steps, toy_config, train, weights
 
 from specdec_core.checkpoint import store
 from specdec_core.errors import UserError, UserErrors
 from specdec_core.registry.hooks import hookimpl
 
 Make = Callable[..., dict[str, Any]]
-
-
-class CrashAfter:
-    """Ends a run when a step's line is written, before its checkpoint is."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    @hookimpl
-    def specdec_step_finished(self, step: int) -> None:
-        if step == self.step:
-            raise KeyboardInterrupt  # Any other exception of an observer is logged and the run goes on.
 
 
 @pytest.fixture
@@ -41,19 +28,6 @@ def make(tiny_target_dir: Path, conversations_file: Path, tmp_path: Path, toy: N
         return toy_config(tiny_target_dir, conversations_file, tmp_path / "run", **sections)
 
     return config
-
-
-def assert_same_run(run: Path, whole: Path) -> None:
-    """The same lines, weights, optimizer, generators and state, bit for bit."""
-    assert lines(run) == lines(whole)
-    mine, theirs = weights(run), weights(whole)
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    ours, others = (store.checkpoint_path(place, steps(whole)[-1]) for place in (run, whole))
-    assert {file.name for file in ours.iterdir()} == {file.name for file in others.iterdir()}
-    for file in ours.glob("*.safetensors"):
-        assert file.read_bytes() == (others / file.name).read_bytes(), file.name
-    assert json.loads((ours / "state.json").read_text()) == json.loads((others / "state.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from specdec_core.checkpoint import store
 from specdec_core.config.run import RunConfig
 from specdec_core.config.show import to_toml
+from specdec_core.registry.hooks import hookimpl
 from specdec_core.registry.registry import Registry
 from specdec_core.registry.resolve import ResolvedRun, resolve
 from specdec_core.train.trainer import run_training
@@ -95,3 +98,28 @@ def weights(run: Path) -> dict[str, Tensor]:
 def steps(run: Path) -> list[int]:
     """The steps of the checkpoints that stand."""
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    """The same lines, weights, optimizer, generators and state, bit for bit."""
+    assert lines(run) == lines(whole)
+    mine, theirs = weights(run), weights(whole)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    ours, others = (store.checkpoint_path(place, steps(whole)[-1]) for place in (run, whole))
+    assert {file.name for file in ours.iterdir()} == {file.name for file in others.iterdir()}
+    for file in ours.glob("*.safetensors"):
+        assert file.read_bytes() == (others / file.name).read_bytes(), file.name
+    assert json.loads((ours / "state.json").read_text()) == json.loads((others / "state.json").read_text())
+
+
+class CrashAfter:
+    """Ends a run when a step's line is written, before its checkpoint is."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    @hookimpl
+    def specdec_step_finished(self, step: int) -> None:
+        if step == self.step:
+            raise KeyboardInterrupt  # Any other exception of an observer is logged and the run goes on.

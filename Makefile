@@ -2,7 +2,7 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet
-SOURCES := specdec_core $(wildcard plugins/*/src)
+SOURCES := specdec_core $(wildcard plugins/*/src) $(wildcard examples/*/src)
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-slow lint typecheck docs clean

@@ -1,15 +1,17 @@
-"""The example of docs/algorithm.md: a third party's package, of which specdec does not know."""
+"""The examples of docs/algorithm.md and docs/backbone.md: packages of a third party, of which specdec does not know."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from example_packages import HYDRA, ROOT, install_hydra
+from example_packages import HYDRA, ROOT, install_hydra, install_metadata
 from toy_runs import toy_config
 from typer.testing import CliRunner
 
@@ -24,11 +26,20 @@ def site(tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
+def run_tests(package: Path, path: list[Path], *arguments: str) -> str:
+    """Run a package's own tests with `path` before Python's. Returns what they print if one fails."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, ROOT]))}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", package, "-c", os.devnull]
+    done = subprocess.run(
+        [*command, package / "tests", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    return done.stdout if done.returncode else ""
+
+
 def test_the_example_passes_its_own_tests(site: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (site, ROOT)))}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", HYDRA, "-c", os.devnull]
-    done = subprocess.run([*command, HYDRA / "tests"], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    failed = run_tests(HYDRA, [site])
+    assert not failed, failed
 
 
 def test_the_example_trains_and_is_measured_by_the_commands(
@@ -72,3 +83,25 @@ def test_nothing_outside_the_example_knows_of_it() -> None:
     files = [path for path in (ROOT / "registry.toml", *known) if path.suffix in (".py", ".toml", ".jinja")]
     assert len(files) > 200
     assert not [path for path in files if "hydra" in path.read_text(encoding="utf-8").lower()]
+
+
+def test_the_page_on_backbones_makes_one_that_keeps_the_contract(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "backbone.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r'^```python title="([^"]+)"\n(.*?)^```$', page, re.MULTILINE | re.DOTALL))
+    made = CliRunner().invoke(app, shlex.split(f"plugins new granite --kind backbone --out {tmp_path}/specdec-granite"))
+    assert made.exit_code == 0, made.output
+    package = tmp_path / "specdec-granite"
+    install_metadata((package / "pyproject.toml").read_text(encoding="utf-8"), tmp_path)
+
+    with (package / "tests" / "test_granite.py").open("a", encoding="utf-8") as file:
+        file.write("\n\n" + blocks.pop("specdec-granite/tests/test_granite.py"))
+    failed = run_tests(package, [package / "src", tmp_path], "-k", "Scaled and (embed or teacher)")
+    (said,) = re.findall(r"^```text\n(BrokenPromise.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    shown = [line.removeprefix("E").strip() for line in failed.splitlines()]
+    assert all(any(line in found for found in shown) for line in said.splitlines()), failed
+    assert "teacher is broken by backbone granite" in failed
+
+    ((path, text),) = blocks.items()
+    (tmp_path / path).write_text(text, encoding="utf-8")
+    failed = run_tests(package, [package / "src", tmp_path])
+    assert not failed, failed

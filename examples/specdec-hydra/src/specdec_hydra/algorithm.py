@@ -57,7 +57,7 @@ class Hydra(TrainedAlgorithm):
             read.append(ahead(embeds, 1 + head, 0))
             states = draft.backbone(torch.cat([x[slots] for x in read], dim=-1), features.last_hidden[slots])
             labels = ahead(batch.ids, 2 + head, 0)[slots]
-            weights = torch.ones_like(labels, dtype=torch.float32) / denominator[head].clamp(min=1)
+            weights = torch.ones_like(labels, dtype=torch.float32) / denominator[head]
             part, stats = target.label_loss(states, labels, weights)
             loss = loss + part
             metrics[f"accuracy/{head + 1}"] = Metric(stats.correct.sum(), slots.sum())

@@ -144,6 +144,21 @@ def test_the_plugin_page_mentions_every_hook_kind_and_abstract_method() -> None:
         assert contract.__abstractmethods__ <= words, contract.__name__
 
 
+def test_links_between_pages_outside_the_documentation_lead_somewhere() -> None:
+    """Those within it are checked when it is built."""
+    tops = ("*.md", "examples/*/*.md", "plugins/*/*.md", "demo/*.md", "benchmarks/*.md")
+    pages = [page for top in tops for page in ROOT.glob(top)]
+    links = [
+        (page, link)
+        for page in pages
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in link
+    ]
+    assert len(links) > 3
+    for page, link in links:
+        assert (page.parent / link).exists(), f"{page}: {link}"
+
+
 def test_the_docs_have_commands() -> None:
     assert len(commands()) > 20
 
@@ -176,6 +191,20 @@ def test_blocks_of_toml_and_json_are_well_formed() -> None:
         tomllib.loads(text)
     for _, _, text in fences("json"):
         json.loads(text)
+
+
+def test_every_key_of_a_registry_file_is_documented() -> None:
+    from specdec_core.registry.catalogue import Catalogue, CatalogueEntry, Policy
+
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    _, _, rows = page.partition("| table | key | default | meaning |\n|---|---|---|---|\n")
+    tables: dict[str, dict[str, str]] = {}
+    for table, key, default in re.findall(r"^\|(?: `\[(\w+)[.\w]*\]`)? \| `([\w.]+)` \| (.+?) \|", rows, re.MULTILINE):
+        tables.setdefault(table or list(tables)[-1], {})[key] = default
+    by_name = {"KIND.NAME": "none"}
+    models = {"plugins": as_documented(CatalogueEntry), "policy": as_documented(Policy)}
+    assert tables == {**models, "prefer": by_name, "alias": by_name}
+    assert tables.keys() == Catalogue.model_fields.keys()
 
 
 def test_a_registry_file_is_valid(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import typer
+from example_packages import ROOT, install_hydra, install_metadata
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
@@ -34,7 +35,6 @@ from specdec_core.registry.registry import Registry
 from specdec_core.registry.resolve import options_model, resolve
 from specdec_core.registry.specs import KINDS
 
-ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 SECTIONS: dict[str, type[Section]] = {
     "target": TargetSection,
@@ -48,6 +48,7 @@ TABLE_HEAD = "| key | default | meaning |"
 HEADING = re.compile(rf"^### (?:\[(\w+)\]|({'|'.join(KINDS)}) ([\w-]+))$", re.MULTILINE)
 ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| .+ \|$")
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+QUOTE = re.compile(r'--8<-- "(.+)"\n')
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)[.\w]*=")
 
 
@@ -87,11 +88,15 @@ def as_documented(model: type[BaseModel]) -> dict[str, str]:
 
 
 def fences(language: str) -> Iterator[tuple[str, str, str]]:
-    """(page, title, content) of every block of a language."""
+    """(page, title, content) of every block of a language. A file that is quoted is the block's content and title."""
     for page in DOCS:
         for found in FENCE.finditer(page.read_text(encoding="utf-8")):
+            title, content = found[2] or "", found[3]
+            if quoted := QUOTE.fullmatch(content):
+                assert title == quoted[1], f"{page.name} quotes {quoted[1]} under the title {title}"
+                content = (ROOT / title).read_text(encoding="utf-8")
             if found[1] == language:
-                yield page.name, found[2] or "", found[3]
+                yield page.name, title, content
 
 
 def commands() -> list[str]:
@@ -139,6 +144,21 @@ def test_the_plugin_page_mentions_every_hook_kind_and_abstract_method() -> None:
         assert contract.__abstractmethods__ <= words, contract.__name__
 
 
+def test_links_between_pages_outside_the_documentation_lead_somewhere() -> None:
+    """Those within it are checked when it is built."""
+    tops = ("*.md", "examples/*/*.md", "plugins/*/*.md", "demo/*.md", "benchmarks/*.md")
+    pages = [page for top in tops for page in ROOT.glob(top)]
+    links = [
+        (page, link)
+        for page in pages
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in link
+    ]
+    assert len(links) > 3
+    for page, link in links:
+        assert (page.parent / link).exists(), f"{page}: {link}"
+
+
 def test_the_docs_have_commands() -> None:
     assert len(commands()) > 20
 
@@ -173,6 +193,20 @@ def test_blocks_of_toml_and_json_are_well_formed() -> None:
         json.loads(text)
 
 
+def test_every_key_of_a_registry_file_is_documented() -> None:
+    from specdec_core.registry.catalogue import Catalogue, CatalogueEntry, Policy
+
+    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    _, _, rows = page.partition("| table | key | default | meaning |\n|---|---|---|---|\n")
+    tables: dict[str, dict[str, str]] = {}
+    for table, key, default in re.findall(r"^\|(?: `\[(\w+)[.\w]*\]`)? \| `([\w.]+)` \| (.+?) \|", rows, re.MULTILINE):
+        tables.setdefault(table or list(tables)[-1], {})[key] = default
+    by_name = {"KIND.NAME": "none"}
+    models = {"plugins": as_documented(CatalogueEntry), "policy": as_documented(Policy)}
+    assert tables == {**models, "prefer": by_name, "alias": by_name}
+    assert tables.keys() == Catalogue.model_fields.keys()
+
+
 def test_a_registry_file_is_valid(tmp_path: Path) -> None:
     from specdec_core.registry.catalogue import load_catalogue
 
@@ -186,26 +220,19 @@ def test_a_registry_file_is_valid(tmp_path: Path) -> None:
 def install(page: str, directory: Path) -> None:
     """Write a page's package and its metadata, as pip would have it."""
     for name, title, text in [*fences("python"), *fences("toml")]:
-        if name == page and title.endswith(".py"):
+        if name == page and re.fullmatch(r"specdec_\w+/\w+\.py", title):
             file = directory / title
             file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
         elif name == page and title == "pyproject.toml":
-            project = tomllib.loads(text)["project"]
-            points = project["entry-points"]["specdec.plugins"]
-            info = directory / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-            info.mkdir()
-            (info / "METADATA").write_text(
-                f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-            )
-            lines = [f"{key} = {value}" for key, value in points.items()]
-            (info / "entry_points.txt").write_text("\n".join(["[specdec.plugins]", *lines]))
+            install_metadata(text, directory)
 
 
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The packages of these pages, installed in this process."""
     monkeypatch.syspath_prepend(tmp_path)
+    install_hydra(tmp_path)
     for page in ("plugins.md", "algorithm.md", "joint.md"):
         install(page, tmp_path)
 
@@ -219,7 +246,7 @@ def test_the_example_packages_train_and_decode_losslessly(
     from specdec_core.evaluate.run import evaluate_run
 
     sections = {
-        "algorithm": {"name": "onehead", "width": 16},
+        "algorithm": {"name": "hydra", "heads": 2},
         "draft": {"vocab_size": None},
         "train": {"max_steps": 2, "save_every": 2},
         "eval": {"prompts": [{"name": "acme", "product": "server"}], "max_new_tokens": 4},
@@ -238,15 +265,16 @@ def test_the_example_packages_train_and_decode_losslessly(
 def test_the_example_that_trains_its_target_does(
     examples: None, tiny_target_dir: Path, conversations_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import specdec_onehead.algorithm as module  # type: ignore[import-not-found]
     import torch
     from safetensors.torch import load_file
-    from specdec_onehead.joint import JointOneHead  # type: ignore[import-not-found]
+    from specdec_joint.algorithm import JointHydra  # type: ignore[import-not-found]
     from toy_runs import toy_config, train
 
-    monkeypatch.setattr(module, "OneHead", JointOneHead)
+    import specdec_hydra.algorithm as module
+
+    monkeypatch.setattr(module, "Hydra", JointHydra)
     sections = {
-        "algorithm": {"name": "onehead", "width": 16},
+        "algorithm": {"name": "hydra", "heads": 2},
         "draft": {"vocab_size": None},
         "train": {"max_steps": 4, "save_every": 2, "keep_last": 2},
     }
@@ -279,7 +307,7 @@ def test_the_example_of_an_algorithm_refuses_what_it_cannot_do(examples: None) -
     from specdec_core.config.run import DraftSection
     from specdec_core.errors import UserError
 
-    config = {"target": {"path": "x"}, "backbone": "causal-lm", "algorithm": "onehead"}
+    config = {"target": {"path": "x"}, "backbone": "causal-lm", "algorithm": "hydra"}
     algorithm = resolve(RunConfig.model_validate(config), Registry.discover()).algorithm.load()
     with pytest.raises(UserError, match=r"leave them out"):
         algorithm.draft_config(SimpleNamespace(vocab_size=8), DraftSection(vocab_size=7))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -245,17 +244,3 @@ def test_a_mistake_breaks_a_promise_that_was_kept(
     mistake(monkeypatch)
     with pytest.raises(BrokenPromise):
         getattr(Contract(), test)(*arguments)
-
-
-class TestExample(AlgorithmContract):
-    """The algorithm of docs/algorithm.md keeps the contract."""
-
-    name = "onehead"
-
-    @pytest.fixture(autouse=True)
-    def _installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from test_docs import install
-
-        (tmp_path / "packages").mkdir()
-        monkeypatch.syspath_prepend(tmp_path / "packages")
-        install("algorithm.md", tmp_path / "packages")

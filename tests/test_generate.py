@@ -170,6 +170,17 @@ def test_an_interrupted_run_goes_on_after_its_last_whole_line(tmp_path: Path):
     assert [json.loads(line)["id"] for line in output.read_text().splitlines()] == ["a", "c"]
 
 
+@pytest.mark.parametrize(
+    "content", ["my only notes, without a newline", "plain text\n", '{"no": "id"}\n', '{"id": "a"}\nnotes', "[1]\n"]
+)
+def test_a_file_that_holds_something_else_is_left_as_it_is(content: str, tmp_path: Path):
+    output = tmp_path / "notes.txt"
+    output.write_text(content)
+    with pytest.raises(UserError, match=r"notes\.txt exists and holds something else than answered prompts"):
+        remaining_prompts([prompt("a", "w1")], output)
+    assert output.read_text() == content
+
+
 def test_an_output_file_of_other_prompts_is_refused(tmp_path: Path):
     output = tmp_path / "out.jsonl"
     output.write_text(json.dumps(prompt("z", "w1")) + "\n")

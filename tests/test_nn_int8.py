@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from specdec_core.errors import UserError
-from specdec_core.nn.int8 import Int8Linear, quantize_linear
+from specdec_core.nn.int8 import Int8Linear, available, quantize_linear
 from specdec_core.nn.linear import Linear
 
 SHAPES = st.one_of(st.tuples(st.integers(0, 5)), st.tuples(st.integers(1, 3), st.integers(1, 4)))
@@ -69,6 +67,6 @@ def test_every_linear_layer_inside_is_replaced_and_nothing_else() -> None:
     ]  # fmt: skip
 
 
-def test_a_draft_elsewhere_than_on_a_cpu_is_refused() -> None:
-    with pytest.raises(UserError, match=r'eval.draft_dtype = "int8" needs an x86 CPU'):
-        quantize_linear(nn.Sequential(nn.Linear(2, 2, device="meta")))
+def test_only_a_cpu_has_it() -> None:
+    assert available("cpu")
+    assert not available("cuda")

@@ -24,7 +24,7 @@ from specdec_core.config.run import RunConfig
 from specdec_core.engine.device import choose_device
 from specdec_core.engine.masters import cast_parameters
 from specdec_core.errors import UserError
-from specdec_core.nn.int8 import quantize_linear
+from specdec_core.nn import int8
 from specdec_core.registry.lock import Lock
 from specdec_core.registry.registry import Registry
 from specdec_core.registry.resolve import ResolvedRun, resolve, resolve_file
@@ -163,10 +163,13 @@ def open_run(
     if checkpoint.target:
         load_target_weights(backbone.module(target), checkpoint.target, str(place))
     draft_dtype = draft_dtype or config.eval.draft_dtype or config.train.dtype
+    if draft_dtype == "int8" and not int8.available(target.device):
+        log.warning('eval.draft_dtype = "int8" needs an x86 CPU; the draft computes in %s', config.train.dtype)
+        draft_dtype = config.train.dtype
     cast_parameters(draft, torch.float32 if draft_dtype == "int8" else getattr(torch, draft_dtype))
     draft.requires_grad_(False).to(target.device).eval()
     if draft_dtype == "int8":
-        quantize_linear(draft)
+        int8.quantize_linear(draft)
     return OpenedRun(
         resolved=resolved,
         target=target,

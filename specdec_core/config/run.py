@@ -78,7 +78,7 @@ class DataSection(Section):
     )
     packing: bool = Field(True, description="Pack several conversations into a row, with document ids.")
     on_error: Literal["error", "skip"] = Field(
-        "error", description="A malformed line stops the run, or is skipped, counted and shown at the end."
+        "error", description="A malformed line stops the run, or is skipped, and counted in the data's summary."
     )
     num_proc: Annotated[int, Field(ge=1)] = Field(1, description="Processes that tokenise.")
     cache_dir: Path | None = Field(None, description="Where tokenised data is kept. None: the HF datasets cache.")

@@ -82,29 +82,42 @@ def remaining_prompts(prompts: Sequence[Mapping[str, Any]], output: Path) -> Seq
     """Return the prompts still to be answered, given what an interrupted run has written.
 
     A half-written last line is cut off the file. Conversations stand in the order of their prompts,
-    so everything up to the last one written has been handled, the dropped ones too.
+    so everything up to the last one written has been handled, the dropped ones too. Raises UserError, and
+    changes nothing, if the file holds anything else.
     """
-    last = _last_record(output)
-    if last is None:
-        return prompts
+    content = output.read_bytes() if output.exists() else b""
+    complete, newline, rest = content.rpartition(b"\n")
     ids = [prompt["id"] for prompt in prompts]
-    if last["id"] not in ids:
-        raise UserError(
-            f"{output}: its last conversation, {last['id']!r}, is not among the prompts; "
-            "give the prompts that it was made from, or another output file"
-        )
-    return prompts[ids.index(last["id"]) + 1 :]
+    done = 0
+    if newline:
+        last = _id_of(complete.rpartition(b"\n")[2])
+        if last is None:
+            raise _foreign(output)
+        if last not in ids:
+            raise UserError(
+                f"{output}: its last conversation, {last!r}, is not among the prompts; "
+                "give the prompts that it was made from, or another output file"
+            )
+        done = ids.index(last) + 1
+    if rest:
+        if not rest.startswith(b"{"):
+            raise _foreign(output)
+        with output.open("r+b") as file:
+            file.truncate(len(complete) + len(newline))
+    return prompts[done:]
 
 
-def _last_record(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
+def _id_of(line: bytes) -> Any:
+    """The id of a line's record; None if the line is no record with one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
         return None
-    with path.open("r+b") as file:
-        content = file.read()
-        complete = content[: content.rfind(b"\n") + 1]
-        file.truncate(len(complete))
-    lines = complete.splitlines()
-    return json.loads(lines[-1]) if lines else None
+    return record.get("id") if isinstance(record, dict) else None
+
+
+def _foreign(output: Path) -> UserError:
+    return UserError(f"{output} exists and holds something else than answered prompts; give another output file")
 
 
 class _Dialogue:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from specdec_core.algorithm.base import TrainedAlgorithm
 from specdec_core.algorithm.load import load_algorithm
 from specdec_core.checkpoint.open import Opened
-from specdec_core.data.conversations import read_conversations
+from specdec_core.data.conversations import Conversation, LineError, read_conversations
 from specdec_core.decode.text import PromptEncoder
 from specdec_core.errors import UserError
 from specdec_core.evaluate.evaluator import ALONE, EncodedPrompt, Evaluation, Method, evaluate
@@ -88,6 +89,14 @@ def _baseline(plugin: ResolvedPlugin, target: Target, ks: Sequence[int], taken: 
     return [Method(title, k, partial(algorithm.drafter, target), plan) for k in ks]
 
 
+def _messages(conversation: Conversation) -> Sequence[Mapping[str, Any]]:
+    """The messages as training read them; none of a conversation that it left out."""
+    try:
+        return conversation.templated()
+    except LineError:
+        return ()
+
+
 def _overlaps(opened: Opened, evaluation: Evaluation) -> dict[str, Overlap]:
     files = opened.config.data.train
     try:
@@ -96,7 +105,7 @@ def _overlaps(opened: Opened, evaluation: Evaluation) -> dict[str, Overlap]:
         return {}
     if not conversations:
         return {}
-    training = [str(m["content"]) for conversation in conversations for m in conversation.templated()]
+    training = [str(m["content"]) for conversation in conversations for m in _messages(conversation)]
     own = evaluation.of(ALONE)
     outputs = [opened.target.tokenizer.decode(result.tokens, skip_special_tokens=True) for result in own]
     return {

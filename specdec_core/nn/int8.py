@@ -11,8 +11,6 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from specdec_core.errors import UserError
-
 LEVELS = 127
 ZERO_POINT = 128
 
@@ -38,18 +36,14 @@ class Int8Linear(nn.Module):
         return result.to(input.dtype)
 
 
+def available(device: str) -> bool:
+    """Whether there are int8 products on a device."""
+    return torch.device(device).type == "cpu" and torch.backends.quantized.engine not in ("none", "qnnpack")
+
+
 def quantize_linear(module: nn.Module) -> None:
-    """Replace every `torch.nn.Linear` inside `module` by an `Int8Linear`. Raises UserError where there is no int8."""
+    """Replace every `torch.nn.Linear` inside `module` by an `Int8Linear`."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                _check(child)
                 setattr(parent, name, Int8Linear(child))
-
-
-def _check(layer: nn.Linear) -> None:
-    if layer.weight.device.type != "cpu" or torch.backends.quantized.engine in ("none", "qnnpack"):
-        raise UserError(
-            'eval.draft_dtype = "int8" needs an x86 CPU and a PyTorch with its int8 products; choose "float32" or '
-            '"bfloat16", or engine.device = "cpu"'
-        )

@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from specdec_core.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def converted(file: Path, dtype: str, cache_dir: Path | None = None) -> Path:
         except OSError:
             if not (directory / "config.json").is_file():  # another process was quicker
                 raise
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(
             f"{root}: converting {file.name} failed ({error}); free space or set backbone.cache_dir"
         ) from error

@@ -102,7 +102,7 @@ class Eagle3(TrainedAlgorithm):
         return Eagle3Drafter(draft, self.options.min_confidence)
 
     def export(self, draft: Draft, facts: TargetFacts) -> ExportedDraft:
-        """The names of FACTS' engines: fc, midlayer, norm, lm_head, d2t, t2d."""
+        """The names that vLLM and SGLang read: fc, midlayer, norm, lm_head, d2t, t2d."""
         assert isinstance(draft, Eagle3Draft)
         return export.to_exported(draft)
 

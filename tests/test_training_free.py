@@ -74,9 +74,11 @@ def test_a_config_is_measured_with_the_target_alone_and_itself(write: Write) -> 
     assert found["methods"][1]["outputs"] == {"identical": 2}
     assert len(found["methods"][1]["tally"]["proposed"]) == 3
     assert found["conditions"]["max_new_tokens"] == 9
+    assert found["conditions"]["draft_dtype"] is None
     report = " ".join(specdec("eval", write()).stdout.split())
     assert "With the draft: " in report
     assert "for comparison" not in report
+    assert "float32, cpu" in report
 
 
 def test_a_config_generates_what_the_target_alone_does(write: Write) -> None:

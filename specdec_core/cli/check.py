@@ -12,7 +12,7 @@ import typer
 
 from specdec_core.cli.plugins import KindOption, NameArgument, named
 from specdec_core.errors import UserError, UserErrors
-from specdec_core.registry.record import USABLE, Record
+from specdec_core.registry.record import Record
 
 CONTRACTS = {"algorithm": "AlgorithmContract", "backbone": "BackboneContract", "exporter": "ExporterContract"}
 SETTINGS = "[pytest]\naddopts = -q --tb=short -p no:cacheprovider\n"
@@ -40,14 +40,11 @@ def check(
         raise UserError(
             'the contracts are tests for pytest, which is not installed: pip install "specdec-core[testing]"'
         )
-    records = [record for record in named(name, kind) if record.kind in CONTRACTS or record.kind is None]
-    if not records:
-        raise UserError(f'"{name}" has no contract to keep: of the kinds of plugins, {", ".join(CONTRACTS)} have one')
-    sources = [_source(record, options or [], target) for record in records]
+    sources = [_source(record, options or [], target) for record in _served(name, kind)]
     import pytest
 
     with TemporaryDirectory() as directory:
-        files = [Path(directory) / f"test_{record.kind}.py" for record in records]
+        files = [Path(directory) / f"test_{number}.py" for number in range(len(sources))]
         for file, source in zip(files, sources, strict=True):
             file.write_text(source, encoding="utf-8")
         settings = Path(directory) / "pytest.ini"
@@ -57,19 +54,30 @@ def check(
         raise typer.Exit(1)
 
 
-def _source(record: Record, overrides: list[str], target: Path | None) -> str:
-    """The test file of one plugin. Raises UserError if the plugin cannot be used, or not with these options."""
+def _served(name: str, kind: str | None) -> list[Record]:
+    """What a run would find under the name, or in the distribution of that name. Raises UserError if it is no use."""
     from specdec_core.registry.explain import unusable
+    from specdec_core.registry.registry import Registry
 
-    if record.state not in USABLE or record.kind is None:
-        raise UserError(unusable(record))
+    records = named(name, kind)
+    for record in records:
+        if record.kind is None:
+            raise UserError(unusable(record))
+    wanted = dict.fromkeys((record.kind, record.name) for record in records if record.kind in CONTRACTS)
+    if not wanted:
+        raise UserError(f'"{name}" has no contract to keep: of the kinds of plugins, {", ".join(CONTRACTS)} have one')
+    registry = Registry.discover()
+    return [registry.find(str(each), name) for each, name in wanted]
+
+
+def _source(record: Record, overrides: list[str], target: Path | None) -> str:
+    """The test file of one plugin. Raises UserError if its options or the target are wrong."""
     if record.kind == "backbone" and target is None:
         raise UserError(f'backbone "{record.name}" is tested with a model of its family: name one with --target DIR')
     if target is not None and not target.is_dir():
         raise UserError(f"--target: there is no directory {target}")
-    return contract_source(
-        record.kind, record.name, _options(record, overrides), target if record.kind == "backbone" else None
-    )
+    options = _options(record, overrides)
+    return contract_source(str(record.kind), record.name, options, target if record.kind == "backbone" else None)
 
 
 def _options(record: Record, overrides: list[str]) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def test_a_plugin_that_keeps_its_promises_passes_and_one_that_breaks_some_does_n
         (["lossy", "dorp=true"], 'exporter.dorp: unknown key (found true). Did you mean "drop"? Allowed keys: drop.'),
         (["lossy", "drop"], "command line: `drop` is not of the form section.key=value"),
         (["broken"], "specdec-broken 1.0 failed to load: RuntimeError: boom"),
+        (["absent"], 'exporter "absent": not installed: pip install specdec-absent.'),
+        (["twice"], 'exporter "twice" is provided by specdec-twice-a 1.0 and specdec-twice-b 1.0. Choose one: put'),
         (["beta"], 'backbone "beta" is tested with a model of its family: name one with --target DIR'),
         (["beta", "--target", "nowhere"], "--target: there is no directory nowhere"),
     ],
@@ -72,6 +74,9 @@ def test_a_plugin_that_keeps_its_promises_passes_and_one_that_breaks_some_does_n
 def test_what_cannot_be_checked_is_refused(lossy: Any, arguments: list[str], sentence: str) -> None:
     lossy.add("specdec-broken", "raise RuntimeError('boom')")
     lossy.provide("specdec-beta", "backbone", "beta")
+    for letter in "ab":
+        lossy.provide(f"specdec-twice-{letter}", "exporter", "twice")
+    lossy.registry('[plugins.specdec-absent]\nprovides = ["exporter.absent"]\n')
     refused = lossy.specdec("plugins", "check", *arguments)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr.startswith(f"error: {sentence}")

@@ -20,7 +20,7 @@ from specdec_core.testing import AlgorithmContract, BackboneContract, ExporterCo
 from specdec_core.testing.batches import batch_of, random_ids
 from specdec_core.testing.family import assert_features, everything, own_values, planned
 from specdec_core.testing.promises import PROMISES, BrokenPromise, promise
-from specdec_core.testing.target import FACTS, TinyTarget, states_saying
+from specdec_core.testing.target import FACTS, TinyTarget, states_saying, weights_of
 from specdec_eagle3 import supervision
 from specdec_eagle3.algorithm import Eagle3
 from specdec_eagle3.drafter import Eagle3Drafter
@@ -179,7 +179,7 @@ class TestTinyTarget:
         target.embed_rows().zero_()
         target.layer_state(0)["mlp.up_proj.weight"].zero_()
         assert target.is_untouched
-        target._TinyTarget__weights.head[3] += 1  # type: ignore[attr-defined]
+        weights_of(target).head[3] += 1
         assert not target.is_untouched
 
 

@@ -24,7 +24,7 @@ from specdec_core.engine.config import TorchEngineConfig
 from specdec_core.engine.torch_engine import TorchEngine
 from specdec_core.testing.batches import Document, batch_of, pack, random_ids
 from specdec_core.testing.compare import assert_all_close, assert_close
-from specdec_core.testing.target import TinyTarget
+from specdec_core.testing.target import TinyTarget, weights_of
 
 LEARNING_RATE = 1e-2
 LESSONS = 25
@@ -162,14 +162,20 @@ class TrainedBench(Bench):
         engine = TorchEngine(TorchEngineConfig(device="cpu"))
         engine.start()
         train = TrainSection(lr=LEARNING_RATE, schedule="constant", warmup_ratio=0.0)
-        engine.prepare(StepModule(self.algorithm, draft, self.target), train, 1)
+        weights = weights_of(self.target) if self.algorithm.trains_target else None
+        engine.prepare(StepModule(self.algorithm, draft, self.target, weights), train, 1)
         return engine
+
+    def window(self, documents: Sequence[Document]) -> list[tuple[Batch, Features]]:
+        """One batch, as an engine reads it: without features where they are captured in the step."""
+        batch, features = pack([documents])
+        return [(batch, Features() if self.algorithm.trains_target else features)]
 
     def train(self, draft: Draft, documents: Sequence[Document], steps: int) -> list[float]:
         """Train on one batch with the engine `torch`, and leave the draft in evaluation mode. The loss of each step."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            engine, window = self.engine(draft), [pack([documents])]
+            engine, window = self.engine(draft), self.window(documents)
             losses = [float(engine.train_step(window).metrics["loss"].sum) for _ in range(steps)]
         draft.eval()
         return losses
@@ -189,7 +195,7 @@ class TrainedBench(Bench):
     def denominator(self, draft: Draft, batch: Batch, features: Features) -> Tensor:
         """[K] float32."""
         with torch.no_grad():
-            return self.algorithm.denominator(draft, batch, features)
+            return self.algorithm.denominator(draft, batch, Features() if self.algorithm.trains_target else features)
 
     def step(self, draft: Draft, batch: Batch, features: Features, denominator: Tensor | None = None) -> Step:
         """A step and its backward. None divides by the batch's own denominators."""

@@ -27,8 +27,8 @@ class SavingContract(OnTheBench):
     @promise("checkpoints")
     def test_training_goes_on_from_a_checkpoint(self, tmp_path: Path) -> None:
         """The step after loading, and the weights that it leaves, are the same to the last bit."""
-        bench = self.trained()
-        window = [pack([bench.documents()])]
+        bench, other = self.trained(), self.trained()
+        window = bench.window(bench.documents())
         engine = bench.engine(bench.draft())
         for _ in range(2):
             engine.train_step(window)
@@ -37,6 +37,7 @@ class SavingContract(OnTheBench):
             store.Checkpoint(
                 step=2,
                 draft=engine.draft_state(),
+                target=engine.target_state(),
                 draft_config=bench.config,
                 engine=engine.state(),
                 rng_tensors={},
@@ -49,9 +50,9 @@ class SavingContract(OnTheBench):
             ),
         )
         saved = store.load(path)
-        again = bench.algorithm.build_draft(saved.draft_config, bench.target, vocab_of(saved.vocab))
+        again = other.algorithm.build_draft(saved.draft_config, other.target, vocab_of(saved.vocab))
         load_weights(again, saved.draft, "the checkpoint")
-        resumed = bench.engine(again)
+        resumed = other.engine(again)
         resumed.load_state(saved.draft, saved.target, saved.engine)
         losses = []
         for each in (engine, resumed):
@@ -61,6 +62,7 @@ class SavingContract(OnTheBench):
             f"the next loss is {losses[0]:.6g} without the checkpoint, {losses[1]:.6g} from it"
         )
         assert_all_same(resumed.draft_state(), engine.draft_state(), "after the next step, the draft's")
+        assert_all_same(resumed.target_state(), engine.target_state(), "after the next step, the target's")
 
     @promise("export")
     def test_an_exported_draft_loads_into_a_fresh_one(self, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import ClassVar
 
 import pytest
@@ -20,9 +19,8 @@ class OnTheBench(PluginContract):
     vocab_size: ClassVar[int | None] = None
 
     @classmethod
-    @cache
     def bench(cls, dtype: Dtype = "float32") -> Bench:
-        """The algorithm with the class's options."""
+        """The algorithm with the class's options, and a target of its own."""
         algorithm = cls.load()
         if isinstance(algorithm, TrainedAlgorithm):
             return TrainedBench(algorithm, cls.vocab_size, dtype)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from specdec_core.capture.features import CapturePlan, Features
@@ -45,25 +44,20 @@ PEAK = 4.0
 State = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class _Weights:
-    embedding: Tensor
-    head: Tensor
-    norm: Tensor
-    layers: tuple[State, ...]
+class TinyWeights(nn.Module):
+    """The weights of a `TinyTarget`, float32 and frozen, for who trains a target; an algorithm never sees them."""
 
-    @classmethod
-    def random(cls, facts: TargetFacts, seed: int) -> _Weights:
+    def __init__(self, facts: TargetFacts, seed: int) -> None:
+        super().__init__()
         generator = torch.Generator().manual_seed(seed)
         hidden, inner, vocab = facts.hidden_size, facts.intermediate_size, facts.vocab_size
         queries, keys = (heads * facts.head_dim for heads in (facts.num_attention_heads, facts.num_key_value_heads))
 
         def matrix(rows: int, columns: int, scale: float = 1.0) -> Tensor:
-            values = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
-            return values * scale / math.sqrt(columns)
+            return torch.randn(rows, columns, generator=generator) * scale / math.sqrt(columns)
 
         def vector() -> Tensor:
-            return 1 + 0.2 * torch.randn(hidden, generator=generator, dtype=torch.float64)
+            return 1 + 0.2 * torch.randn(hidden, generator=generator)
 
         def layer() -> State:
             return {
@@ -79,13 +73,13 @@ class _Weights:
                 "post_attention_layernorm.weight": vector(),
             }
 
+        self.embedding = nn.Parameter(math.sqrt(hidden) * matrix(vocab, hidden))
         # Rows of one length, so that a state along a token's row says that token.
-        head = PEAK * F.normalize(matrix(vocab, hidden), dim=-1)
-        embedding = math.sqrt(hidden) * matrix(vocab, hidden)
-        return cls(embedding, head, vector(), tuple(layer() for _ in range(facts.num_layers)))
-
-    def tensors(self) -> list[Tensor]:
-        return [self.embedding, self.head, self.norm, *(x for layer in self.layers for x in layer.values())]
+        self.head = nn.Parameter(PEAK * F.normalize(matrix(vocab, hidden), dim=-1))
+        self.norm = nn.Parameter(vector())
+        self.layers = [{name: nn.Parameter(x) for name, x in layer().items()} for _ in range(facts.num_layers)]
+        self.of_layers = nn.ParameterList([weight for layer in self.layers for weight in layer.values()])
+        self.requires_grad_(False)
 
 
 class TinyTarget(Target):
@@ -100,8 +94,8 @@ class TinyTarget(Target):
         self.device = "cpu"
         self.facts = TargetFacts(**{**vars(FACTS), "dtype": dtype})
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self.__weights = _Weights.random(FACTS, seed)
-        self.__fingerprint = self._sums()
+        self._weights = TinyWeights(FACTS, seed)
+        self._fingerprint = self._sums()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -111,41 +105,42 @@ class TinyTarget(Target):
     @property
     def is_untouched(self) -> bool:
         """Whether the weights are as they were made, and none of them takes part in autograd."""
-        return self._sums() == self.__fingerprint and not any(x.requires_grad for x in self.__weights.tensors())
+        return self._sums() == self._fingerprint and not any(x.requires_grad for x in self._weights.parameters())
 
     def _sums(self) -> list[float]:
-        return [float(x.detach().double().abs().sum()) for x in self.__weights.tensors()]
+        return [float(x.detach().double().abs().sum()) for x in self._weights.parameters()]
 
     def embed(self, ids: Tensor) -> Tensor:
         """[..., H] input embeddings of token ids."""
-        return self.__weights.embedding[ids].to(self._dtype)
+        return self._weights.embedding[ids].to(self._dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] from the post-norm hidden state [..., H]; of another type than the target's it is refused."""
-        return F.linear(hidden, self.__weights.head.to(self._dtype))
+        return F.linear(hidden, self._weights.head.to(self._dtype))
 
+    @torch.no_grad()
     def teacher(self, hidden: Tensor, rows: Tensor | None = None) -> Teacher:
         """The distribution at post-norm states [N, H]."""
-        logits = self.logits(hidden.detach()).float()
+        logits = self.logits(hidden).float()
         return Teacher(logits if rows is None else logits[:, rows], logits.logsumexp(-1), logits.argmax(-1))
 
     def embed_rows(self, ids: Tensor | None = None) -> Tensor:
         """A copy of rows of the embedding matrix, [n, H]; all rows if `ids` is None."""
-        weight = self.__weights.embedding
+        weight = self._weights.embedding.detach()
         return (weight.clone() if ids is None else weight[ids]).to(self._dtype)
 
     def head_rows(self, ids: Tensor | None = None) -> Tensor:
         """A copy of rows of the head's matrix, [n, H]; all rows if `ids` is None."""
-        weight = self.__weights.head
+        weight = self._weights.head.detach()
         return (weight.clone() if ids is None else weight[ids]).to(self._dtype)
 
     def layer_state(self, index: int) -> State:
         """A copy of decoder layer `index`'s weights; index L gives the final norm as `weight`."""
-        layers = self.__weights.layers
+        layers = self._weights.layers
         if not 0 <= index <= len(layers):
             raise UserError(f"the target has decoder layers 0 to {len(layers) - 1}, not {index}")
-        state = {"weight": self.__weights.norm} if index == len(layers) else layers[index]
-        return {name: weight.clone().to(self._dtype) for name, weight in state.items()}
+        state = {"weight": self._weights.norm} if index == len(layers) else layers[index]
+        return {name: weight.detach().clone().to(self._dtype) for name, weight in state.items()}
 
     def capture(self, batch: Batch, plan: CapturePlan) -> Features:
         """Run the target over a batch, documents apart, and return what `plan` names."""
@@ -196,14 +191,15 @@ class TinyTarget(Target):
 
         mask [n, n] bool says which slots each slot sees.
         """
-        facts, weights = self.facts, self.__weights
-        x = weights.embedding[ids]
+        facts, weights = self.facts, self._weights
+        x = weights.embedding[ids].double()
         states = [x]
         half = facts.head_dim // 2
         frequencies = 10000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
         angles = positions[:, None].double() * frequencies
         turn = torch.polar(torch.ones_like(angles), angles)[:, None]
-        for layer in weights.layers:
+        for state in weights.layers:
+            layer = {name: weight.double() for name, weight in state.items()}
             normed = self._norm(x, layer["input_layernorm.weight"])
             query, key, value = (
                 (normed @ layer[f"self_attn.{name}_proj.weight"].T).view(len(ids), -1, facts.head_dim) for name in "qkv"
@@ -219,7 +215,7 @@ class TinyTarget(Target):
             gate, up = (normed @ layer[f"mlp.{name}_proj.weight"].T for name in ("gate", "up"))
             x = x + (F.silu(gate) * up) @ layer["mlp.down_proj.weight"].T
             states.append(x)
-        return torch.stack([*states, self._norm(x, weights.norm)])
+        return torch.stack([*states, self._norm(x, weights.norm.double())])
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return x * (x.square().mean(-1, keepdim=True) + self.facts.rms_norm_eps).rsqrt() * weight
@@ -279,6 +275,11 @@ def _rotated(x: Tensor, turn: Tensor) -> Tensor:
     """x [n, heads, d], its halves taken as complex numbers and turned."""
     turned = torch.complex(*x.chunk(2, dim=-1)) * turn
     return torch.cat([turned.real, turned.imag], dim=-1)
+
+
+def weights_of(target: TinyTarget) -> TinyWeights:
+    """What `Backbone.module` gives for other targets."""
+    return target._weights
 
 
 def states_saying(target: Target, tokens: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from specdec_core.testing.bench import Step, TrainedBench
 from specdec_core.testing.compare import assert_all_same, assert_close
 from specdec_core.testing.promises import promise
 from specdec_core.testing.step import OnTheBench
+from specdec_core.testing.target import weights_of
 
 STEPS, NEW_TOKENS = 20, 20
 FALL = 0.98
@@ -59,15 +60,32 @@ class TrainingContract(OnTheBench):
     def test_the_target_is_left_alone(self) -> None:
         """The tiny target has the methods of the contract only, and its weights are compared with what they were."""
         bench = self.trained()
-        draft = bench.random_draft()
+        draft, documents = bench.random_draft(), bench.documents()
         bench.algorithm.init_draft(draft, bench.target)
-        documents = bench.documents()
         with contextlib.suppress(UserError):  # an algorithm without a closed-form start says so
             bench.algorithm.fit_draft(draft, bench.target, [pack([documents])])
-        bench.engine(draft).train_step([pack([documents])])
+        if not bench.algorithm.trains_target:
+            bench.train(draft, documents, 1)
         drafter = bench.drafter(draft)
         drafter.begin(bench.verified(range(3, 12)))
         assert bench.target.is_untouched, "a weight of the target was changed, or takes part in autograd"
+
+    @promise("target-learns")
+    def test_gradients_reach_a_target_that_learns(self) -> None:
+        """Features are captured in the step, with gradients; the denominators are asked for without features."""
+        bench = self.trained()
+        if not bench.algorithm.trains_target:
+            pytest.skip(f"algorithm {self.name} leaves the target frozen")
+        draft, (batch, features) = bench.draft(), pack([bench.documents()])
+        denominator = bench.denominator(draft, batch, features)
+        weights = weights_of(bench.target).requires_grad_()
+        captured = bench.target.capture(batch, bench.plan)
+        output = bench.algorithm.training_step(draft, batch, captured, bench.target, denominator)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        for name, weight in weights.named_parameters():
+            assert weight.grad is not None, f"no gradient reaches {name} of the target"
+            assert bool(weight.grad.isfinite().all()), f"the gradient of {name} of the target is not finite"
+            assert bool(weight.grad.any()), f"the gradient of {name} of the target is zero everywhere"
 
     @promise("rebuilt-from-config")
     def test_a_draft_is_rebuilt_from_its_config(self) -> None:
@@ -83,8 +101,7 @@ class TrainingContract(OnTheBench):
     @promise("seeded")
     def test_a_seed_decides_everything(self) -> None:
         """With dropout and the like switched on; the second time another draft and batch came before."""
-        self.trained()
-        benches = [TrainedBench(self.load(), self.vocab_size) for _ in range(2)]
+        benches = [self.trained() for _ in range(2)]
         batch, features = pack([benches[0].documents()])
         benches[1].step(benches[1].draft(seed=1), *pack([benches[1].documents()[::-1]]))
 

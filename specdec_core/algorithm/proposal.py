@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Generator, Tensor
 
 from specdec_core.capture.features import Features
@@ -33,12 +34,22 @@ class Verified:
     ids       [m + 1] int64: the tokens at the m slots, then the one emitted after the last of them,
               so that slot i of `features` is followed by token ids[i + 1]
     features  of the m slots, [1, m, ...]
-    start     position of the first slot in the sequence
+    start     index of the first slot in the sequence
+    rotary    [m] or [A, m] the target's rotary positions of the slots, on each of its A axes; None: as `start` counts.
+              What is drafted after the last of them goes on by one a token, on every axis
     """
 
     ids: Tensor
     features: Features
     start: int
+    rotary: Tensor | None = None
+
+    @property
+    def positions(self) -> Tensor:
+        """[m] or [A, m] rotary positions of the slots."""
+        if self.rotary is not None:
+            return self.rotary
+        return torch.arange(self.start, self.start + self.ids.numel() - 1, device=self.ids.device)
 
 
 @dataclass(frozen=True)

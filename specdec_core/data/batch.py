@@ -15,11 +15,13 @@ class Batch:
     """Packed rows of tokens. B rows, S slots.
 
     ids            [B, S] int64   tokens; padding is any valid id, told apart by `document_ids`
-    positions      [B, S] int64   position within the document, from 0; [3, B, S] for M-RoPE
+    positions      [B, S] int64   position within the document, from 0; [A, B, S] where the target has
+                               A axes of positions (M-RoPE)
     loss_mask      [B, S] bool    True where the token was written by the assistant and is to be learned
     document_ids   [B, S] int64   which conversation of the row, from 0; -1 is padding (always at the end)
     row_keys       one stable key per row, by which a feature cache knows it
-    extras         further model inputs by the model's own keyword (pixel values and the like)
+    extras         further model inputs by the model's own keyword (pixel values and the like); along dim 0 the media
+                   of one document after another, row by row
     """
 
     ids: Tensor

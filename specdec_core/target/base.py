@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.config.run import TargetSection
 from specdec_core.data.batch import Batch
+from specdec_core.data.media import MediaProcessor
 from specdec_core.errors import UserError
 from specdec_core.nn.labels import ROWS_PER_CHUNK, LabelStats
 
@@ -46,6 +47,8 @@ class TargetFacts:
     dtype: str
     bos_token_id: int | None
     stop_token_ids: tuple[int, ...] = field(default=())
+    merged_embeds: bool = False
+    """Whether a draft reads input embeddings from the features, images in place, rather than embedding ids again."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,13 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """Greedy continuations of a batch of prompts, each with its stop token if it came to one."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, extras: Sequence[Mapping[str, Tensor]] = ()
+    ) -> list[list[int]]:
+        """Greedy continuations of a batch of prompts, each with its stop token if it came to one.
+
+        `extras` are the further model inputs of each prompt (see `Batch.extras`); empty: all are text.
+        """
 
 
 class Backbone(ABC):
@@ -176,6 +184,10 @@ class Backbone(ABC):
     @abstractmethod
     def tokenizer(self, target: TargetSection) -> PreTrainedTokenizerBase:
         """The target's tokenizer with its chat template."""
+
+    def media(self, target: TargetSection) -> MediaProcessor | None:
+        """How the target reads images and videos; no weights are loaded. Default: None, it reads text only."""
+        return None
 
     @abstractmethod
     def load(self, target: TargetSection, device: str) -> Target:

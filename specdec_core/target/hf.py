@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,7 +173,9 @@ class HFTarget(Target):
         return HFDecodeSession(self, plan, capacity)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, extras: Sequence[Mapping[str, Tensor]] = ()
+    ) -> list[list[int]]:
         """Greedy continuations of a batch of prompts, each with its stop token if it came to one."""
         longest = max(map(len, prompts), default=0)
         if not longest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -161,7 +161,9 @@ class TinyTarget(Target):
         return TinySession(self, plan, capacity)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, extras: Sequence[Mapping[str, Tensor]] = ()
+    ) -> list[list[int]]:
         """Greedy continuations of a batch of prompts, each with its stop token if it came to one."""
         return [self._continuation(list(prompt), max_new_tokens) for prompt in prompts]
 

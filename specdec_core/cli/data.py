@@ -47,9 +47,8 @@ def inspect(
     train = splits["train"]
     for index in range(min(count, len(train.rows.dataset))):
         sample = train.rows.dataset[index]
-        console.rule(
-            f"{train.rows.source(index)}, {len(sample['ids']):,} tokens, {sum(sample['loss_mask']):,} supervised"
-        )
+        tokens, supervised = len(sample["ids"]), sum(sample["loss_mask"])
+        console.rule(f"{train.rows.source(index)}, {tokens:,} tokens, {supervised:,} supervised")
         console.print(
             _marked(sample["ids"], sample["loss_mask"], tokenizer, bool(console.color_system)), soft_wrap=True
         )

@@ -366,7 +366,7 @@ def _check_answer(content: str | list[dict[str, Any]], where: str) -> None:
         if part["type"] in MEDIA_KINDS:
             raise LineError(
                 "image in an answer",
-                f'{where}[{index}] is of type "{part["type"]}", and targets answer in text; move it to the user\'s turn',
+                f'{where}[{index}] is of type "{part["type"]}", and targets answer in text; move it into a question',
             )
 
 

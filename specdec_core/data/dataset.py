@@ -249,7 +249,7 @@ class _SequenceMaker:
         seen = self.media.look(media, directory)
         made: list[tuple[Rendering, dict[str, list[Any]]]] = []
         for rendering in renderings:
-            columns = {
+            columns: dict[str, list[Any]] = {
                 "media": [asdict(media[index]) for index in rendering.media],
                 "digests": [seen[index].digests for index in rendering.media],
             }

@@ -90,7 +90,7 @@ class ImageReader:
         image = self._opened(content)
         if not image.width or not image.height:
             raise LineError(
-                "empty image", f"is {image.width} × {image.height} pixels, nothing to look at; leave it out"
+                "empty image", f"is {image.width} × {image.height} pixels, so that it is empty; leave it out"
             )
         if image.width * image.height > self.max_pixels:
             raise self._huge(f"{image.width:,} × {image.height:,} pixels")

@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,9 +25,6 @@ from specdec_core.data.conversations import LineError
 from specdec_core.data.dataset import flat, media_of
 from specdec_core.data.media_reader import MediaReader
 from specdec_core.errors import UserError
-
-if TYPE_CHECKING:
-    from hashlib import _Hash as Hash
 
 Documents = tuple[int, ...]
 
@@ -111,11 +107,11 @@ class Rows:
         for array in (ids.astype("<i4"), document_ids.astype("<i4"), mask.astype("u1")):
             digest.update(array.tobytes())
         tokens = torch.from_numpy(ids.astype(np.int64))
-        positions, extras = [torch.arange(int(length)) for length in lengths], {}
+        positions = [torch.arange(int(length)) for length in lengths]
+        extras: dict[str, Tensor] = {}
         if self.media is not None:
-            positions, extras = self._with_media(
-                self.media, self.documents[index], tokens.split(lengths.tolist()), digest
-            )
+            texts = torch.tensor_split(tokens, np.cumsum(lengths)[:-1].tolist())
+            positions, extras = self._with_media(self.media, self.documents[index], texts, digest)
         return Row(
             ids=tokens,
             positions=torch.cat(positions, dim=-1),
@@ -131,7 +127,7 @@ class Rows:
         return f"{self.files[row['file']]}:{row['line']}"
 
     def _with_media(
-        self, reader: MediaReader, sequences: Documents, texts: Sequence[Tensor], digest: Hash
+        self, reader: MediaReader, sequences: Documents, texts: Sequence[Tensor], digest: hashlib.blake2b
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The positions of each document and the inputs of all; `digest` is told of the media."""
         found = self.dataset.select_columns(["file", "media", "digests"])

@@ -46,9 +46,10 @@ def prepare_dataset(
 ) -> PreparedData:
     """Read, check, render, tokenise and pack `files`; `split` is the key of [data] that names them.
 
-    `media` is how the target reads images and videos; None: it reads text only. `data.max_tokens` is a budget of training and cuts the split "train" only. Tokenised data is cached. Raises
-    UserErrors with the first bad lines unless `data.on_error` is "skip", and UserError if a file cannot be read, the
-    tokenizer or template cannot be used, or nothing is left to learn from.
+    `media` is how the target reads images and videos; None: it reads text only. `data.max_tokens` is a budget of
+    training and cuts the split "train" only. Tokenised data is cached. Raises UserErrors with the first bad lines
+    unless `data.on_error` is "skip", and UserError if a file cannot be read, the tokenizer or template cannot be used,
+    or nothing is left to learn from.
     """
     if not files:
         raise UserError(f"data.{split} names no file; give at least one JSONL file of conversations")

@@ -45,9 +45,7 @@ class DataReport:
             f"({_count(self.stop_tokens, 'stop token')})",
         ]
         if self.media:
-            sentences.append(
-                f"{self.media:,} {'image or video is' if self.media == 1 else 'images and videos are'} in them"
-            )
+            sentences.append(f"{_count(self.media, 'image')} in them, videos counted")
         if self.rows < self.sequences:
             empty = 1 - self.tokens / (self.rows * self.max_length)
             sentences.append(

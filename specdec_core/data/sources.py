@@ -129,13 +129,9 @@ def _read_file(path: Path) -> bytes:
             raise _too_large()
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise LineError(
-            "missing image", f"is missing: there is no file {path}; put it there or mend the path"
-        ) from error
+        raise LineError("missing image", f"is missing: there is no file {path}; mend the path") from error
     except OSError as error:
-        raise LineError(
-            "unreadable image", f"cannot be read: {error.strerror or error} ({shown(str(path))})"
-        ) from error
+        raise LineError("unreadable image", f"cannot be read: {error.strerror or error} ({path})") from error
     except ValueError as error:
         raise LineError("unreadable image", f"cannot be the name of a file: {error}; mend the path") from error
 
@@ -143,9 +139,7 @@ def _read_file(path: Path) -> bytes:
 def _decode_data(source: str) -> bytes:
     head, comma, body = source.partition(",")
     if not comma:
-        raise LineError(
-            "malformed data URI", "has no comma between its head and its data; write data:image/png;base64,…"
-        )
+        raise LineError("malformed data URI", "has no comma before its data; write data:image/png;base64,…")
     if not head.lower().rstrip().endswith(";base64"):
         return unquote_to_bytes(body)
     try:
@@ -186,7 +180,7 @@ def _keep(content: bytes, path: Path) -> None:
 
 
 def _download(url: str) -> bytes:
-    """Raises LineError with the last failure after several tries, at once if the server says that it has no such file."""
+    """Raises LineError with the last of several failures; at once if the server says that it has no such file."""
     for pause in (*PAUSES, None):
         try:
             return _fetch(url)
@@ -209,9 +203,8 @@ def _download(url: str) -> bytes:
 
 def _fetch(url: str) -> bytes:
     begun = time.monotonic()
-    request = urllib.request.Request(
-        quote(url, safe=URL_CHARACTERS), headers={"User-Agent": "specdec", "Accept": "image/*,*/*;q=0.5"}
-    )
+    headers = {"User-Agent": "specdec", "Accept": "image/*,*/*;q=0.5"}
+    request = urllib.request.Request(quote(url, safe=URL_CHARACTERS), headers=headers)
     with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         promised = response.headers.get("Content-Length")
         content = bytearray()

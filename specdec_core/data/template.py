@@ -230,7 +230,7 @@ class ChatTemplate:
             if written != len(wanted):
                 raise LineError(
                     "media not in the template",
-                    f"has {len(wanted)} {kind}s before an answer, where the chat template writes {marker} {written} times; "
+                    f"has {len(wanted)} {kind}s before an answer, where the template writes {marker} {written} times; "
                     "give a template that shows each of them once in data.chat_template",
                 )
             indices[kind] = iter(wanted)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from specdec_core.data.media import LoadedMedium, MediaProcessor, ProcessedMedia
+from specdec_core.data.media import LoadedMedium, MediaProcessor, MediumKind, ProcessedMedia
 from specdec_core.testing.tokenizer import tiny_tokenizer
 
 START, END, IMAGE, VIDEO = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -43,13 +43,13 @@ class PatchProcessor(MediaProcessor):
     `most` is the most tokens of an image.
     """
 
-    markers = {"image": IMAGE, "video": VIDEO}
+    markers: ClassVar[dict[MediumKind, str]] = {"image": IMAGE, "video": VIDEO}
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, most: int = 16) -> None:
         side = (PATCH * MERGE) ** 2
         self.most = most
         self.images = Qwen2VLImageProcessorPil(min_pixels=side, max_pixels=most * side)
-        self.pads = [tokenizer.convert_tokens_to_ids(marker) for marker in (IMAGE, VIDEO)]
+        self.pads = {kind: tokenizer.convert_tokens_to_ids(marker) for kind, marker in self.markers.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -60,18 +60,19 @@ class PatchProcessor(MediaProcessor):
         replacements = []
         for medium in media:
             made = self.images(images=[list(medium.frames)], return_tensors="pt")
-            for name in ("pixel_values", "image_grid_thw"):
-                found.setdefault(name.replace("image", medium.kind), []).append(made[name])
+            pixels = "pixel_values" if medium.kind == "image" else "pixel_values_videos"
+            found.setdefault(pixels, []).append(made["pixel_values"])
+            found.setdefault(f"{medium.kind}_grid_thw", []).append(made["image_grid_thw"])
             tokens = int(made["image_grid_thw"].prod(dim=1).sum()) // MERGE**2
             replacements.append(self.markers[medium.kind] * tokens)
         return ProcessedMedia(tuple(replacements), {name: torch.cat(parts) for name, parts in found.items()})
 
     def positions(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        grids = {pad: iter(inputs.get(f"{kind}_grid_thw", [])) for pad, kind in zip(self.pads, ("image", "video"))}
+        grids = {pad: iter(inputs.get(f"{kind}_grid_thw", ())) for kind, pad in self.pads.items()}
         positions: list[Tensor] = []
         start = at = 0
         while at < len(ids):
-            grid = next(grids[int(ids[at])]) if int(ids[at]) in self.pads else None
+            grid = next(grids[int(ids[at])]) if int(ids[at]) in grids else None
             t, h, w = (1, 1, 1) if grid is None else (int(grid[0]), int(grid[1]) // MERGE, int(grid[2]) // MERGE)
             axes = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
             positions.append(start + torch.stack([axis.flatten() for axis in axes]))

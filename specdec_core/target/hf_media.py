@@ -100,7 +100,9 @@ class HFMediaProcessor(MediaProcessor):
 
         `inputs` are those of its media.
         """
-        types = torch.tensor(self.processor.create_mm_token_type_ids([ids.tolist()]))
+        types = torch.zeros_like(ids)[None]
+        if inputs:  # else a placeholder's id is a token like any other, as it is to the model
+            types = torch.tensor(self.processor.create_mm_token_type_ids([ids.tolist()]))
         positions: Tensor = self._bare_model.get_rope_index(ids[None], mm_token_type_ids=types, **inputs)[0]
         return positions[:, 0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tiny_qwen_vl import save
 
 from specdec_core.testing import VisionBackboneContract
@@ -30,6 +31,7 @@ class TestQwen3VL(VisionBackboneContract):
         save("qwen3_vl", directory)
 
 
+@pytest.mark.slow
 class TestQwen3VLMoe(VisionBackboneContract):
     name = "qwen-vl"
 

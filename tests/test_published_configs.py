@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable
 from contextlib import chdir
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from example_packages import ROOT
-from published_targets import PUBLISHED, TARGETS, Published
+from published_targets import PUBLISHED, TARGETS, Published, draft_shapes
 from typer.testing import CliRunner
 
 from specdec_core.algorithm.base import TrainedAlgorithm
@@ -28,6 +29,7 @@ from specdec_core.target.hf import HFTarget
 
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 SLOTS = 6
+TABLE_HEAD = "| name | target | backbone | captured | EAGLE-3 | Medusa |"
 
 each_target = pytest.mark.parametrize("of", TARGETS, ids=lambda of: of.name)
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
@@ -135,13 +137,8 @@ def test_the_draft_reads_what_is_captured(config: Path, built: Built) -> None:
 
 @each_config
 def test_the_draft_has_the_weights_that_its_paper_says(config: Path, built: Built) -> None:
-    vocab = built.run.draft.vocab_size or built.of.text["vocab_size"]
-    if built.run.algorithm.name == "eagle3":
-        expected = eagle3_shapes(built.of, len(built.plan.layers), vocab)
-    else:
-        expected = medusa_shapes(built.of, built.run.algorithm.options.get("heads", 4), vocab)
     found = {name: tuple(parameter.shape) for name, parameter in built.draft.named_parameters()}
-    assert found == expected
+    assert found == draft_shapes(built.of, built.run)
     assert all(parameter.is_meta for parameter in built.draft.parameters())
 
 
@@ -165,36 +162,22 @@ def test_a_draft_json_as_shipped_says_what_would_be_derived(config: Path, built:
     assert built.draft_config == derived
 
 
-def eagle3_shapes(of: Published, captured: int, vocab: int) -> dict[str, tuple[int, ...]]:
-    """Every weight of a one-layer draft (arXiv 2503.01840, section 3.1)."""
-    hidden, inner = of.text["hidden_size"], of.text["intermediate_size"]
-    queries, keys = (of.text[f"num_{kind}_heads"] * of.head_dim for kind in ("attention", "key_value"))
-    layer = {
-        "input_layernorm": (hidden,),
-        "hidden_norm": (hidden,),
-        "self_attn.q_proj": (queries, 2 * hidden),
-        "self_attn.k_proj": (keys, 2 * hidden),
-        "self_attn.v_proj": (keys, 2 * hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "post_attention_layernorm": (hidden,),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    return {
-        "fc.weight": (hidden, captured * hidden),
-        **{f"layers.0.{name}.weight": shape for name, shape in layer.items()},
-        "norm.weight": (hidden,),
-        "lm_head.weight": (vocab, hidden),
-    }
+def test_the_table_of_shipped_configs_is_right() -> None:
+    page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    _, _, table = page.partition(
+        "| name | target | backbone | captured | EAGLE-3 | Medusa |\n|---|---|---|---|---|---|\n"
+    )
+    assert sorted(table.partition("\n\n")[0].splitlines()) == sorted(map(documented, TARGETS))
 
 
-def medusa_shapes(of: Published, heads: int, vocab: int) -> dict[str, tuple[int, ...]]:
-    """Every weight of heads with one residual layer (arXiv 2401.10774, section 2.1.1)."""
-    hidden = of.text["hidden_size"]
-    head = {
-        "blocks.{}.layers.0.weight": (hidden, hidden),
-        "blocks.{}.layers.0.bias": (hidden,),
-        "lm_heads.{}.weight": (vocab, hidden),
-    }
-    return {name.format(index): shape for index in range(heads) for name, shape in head.items()}
+def documented(of: Published) -> str:
+    """A target's row of the table."""
+    eagle3, medusa = (
+        RunConfig.model_validate(tomllib.loads((ROOT / "configs" / f"{of.name}_{algorithm}.toml").read_text()))
+        for algorithm in ("eagle3", "medusa")
+    )
+    count = of.text["num_hidden_layers"]
+    layers = eagle3.algorithm.options.get("layers", (2, count // 2, count - 3))
+    sizes = [sum(map(math.prod, draft_shapes(of, run).values())) / 1e6 for run in (eagle3, medusa)]
+    cells = [f"`{of.name}`", f"`{of.path}`", f"`{of.backbone}`", ", ".join(map(str, layers))]
+    return " | ".join(["", *cells, *(f"{millions:,.0f} M" for millions in sizes), ""]).strip()

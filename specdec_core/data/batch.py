@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -51,6 +52,15 @@ class Batch:
     def num_tokens(self) -> int:
         """Slots that are not padding."""
         return int((self.document_ids != PADDING_DOCUMENT).sum())
+
+
+def join_extras(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The further model inputs of several texts as those of one batch: concatenated along dim 0, input by input."""
+    found: dict[str, list[Tensor]] = {}
+    for part in parts:
+        for name, tensor in part.items():
+            found.setdefault(name, []).append(tensor)
+    return {name: torch.cat(tensors) for name, tensors in found.items()}
 
 
 def ahead(x: Tensor, distance: int, fill: float | bool | int) -> Tensor:

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 MediumKind = Literal["image", "video"]
 
@@ -51,10 +50,13 @@ class ProcessedMedia:
 
 
 class MediaProcessor(ABC):
-    """How a family reads images and videos. A backbone makes one for a target, without loading its weights."""
+    """How a family reads images and videos. A backbone makes one for a target, without loading its weights.
+
+    It is pickled for worker processes, and may be called in a thread.
+    """
 
     markers: Mapping[MediumKind, str]
-    """What the chat template writes where a medium stands, for each kind that the family reads."""
+    """What the chat template writes where a medium stands, for each kind that the family reads; all different."""
 
     @property
     @abstractmethod
@@ -65,7 +67,8 @@ class MediaProcessor(ABC):
     def process(self, media: Sequence[LoadedMedium]) -> ProcessedMedia:
         """The model's inputs for the media of one text, and the text that stands for each.
 
-        Raises LineError if the family cannot read one of them (too small, too elongated).
+        What a medium gives does not depend on those beside it, so that any of them may be left out. Raises LineError if
+        the family cannot read one of them (too small, too elongated): words that go on from the medium's name.
         """
 
     @abstractmethod

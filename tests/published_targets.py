@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +17,9 @@ import transformers
 from specdec_core.config.run import RunConfig
 from specdec_core.registry.registry import Registry
 from specdec_core.registry.resolve import resolve
-from specdec_core.target.base import Backbone
 from specdec_core.target.hf import HFTarget
-from specdec_core.testing.tokenizer import save_tokenizer
+from specdec_core.target.hf_backbone import HFBackbone
+from specdec_core.testing.tokenizer import tiny_tokenizer
 
 PUBLISHED = Path(__file__).parent / "published"
 
@@ -57,22 +56,28 @@ class Published:
         eos = self.text["eos_token_id"]
         return {eos} if isinstance(eos, int) else {*eos}
 
-    def load(self, directory: Path) -> HFTarget:
-        """The target as its backbone reads it from an empty directory, once config and a tokenizer are there."""
-        shutil.copy(PUBLISHED / f"{self.name}.json", directory / "config.json")
-        save_tokenizer(directory, vocab_size=300)
-        target = {"path": str(directory), "dtype": "bfloat16"}
+    @property
+    def rope(self) -> dict[str, Any]:
+        """Its rotary embedding as `rope_parameters` names things, the type left out."""
+        rope = {**(self.text.get("rope_scaling") or {}), "rope_theta": self.text["rope_theta"]}
+        renamed = {{"xdrope_section": "mrope_section"}.get(key, key): value for key, value in rope.items()}
+        return {key: value for key, value in renamed.items() if key not in ("type", "rope_type")}
+
+    def load(self) -> HFTarget:
+        """The target on the meta device, with the facts that its backbone reads and a tiny tokenizer."""
+        target = {"path": self.path, "dtype": "bfloat16"}
         run = resolve(
             RunConfig.model_validate({"target": target, "backbone": self.backbone, "algorithm": "eagle3"}),
             Registry.discover(),
         )
-        backbone: Backbone = run.backbone.load()
-        section = run.config.target
+        backbone: HFBackbone = run.backbone.load()
+        config = transformers.CONFIG_MAPPING[self.config["model_type"]].from_dict(self.config)
+        assert not backbone.model_types or config.model_type in backbone.model_types
+        tokenizer = tiny_tokenizer(vocab_size=300)
+        facts = backbone.read_facts(run.config.target, config, None, tokenizer)
         with torch.device("meta"):
-            model = getattr(transformers, self.config["architectures"][0])._from_config(
-                transformers.AutoConfig.from_pretrained(directory), dtype=torch.bfloat16
-            )
-        return HFTarget(model, backbone.tokenizer(section), backbone.facts(section), "meta")
+            model = backbone.auto_model.from_config(config, dtype=torch.bfloat16)
+        return HFTarget(model, tokenizer, facts, "meta")
 
 
 TARGETS = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +54,14 @@ class Built:
     draft: Draft
 
 
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Published], HFTarget]:
-    """Loads a target the first time."""
-    loaded: dict[str, HFTarget] = {}
-
-    def load(of: Published) -> HFTarget:
-        if of.name not in loaded:
-            loaded[of.name] = of.load(tmp_path_factory.mktemp(of.name))
-        return loaded[of.name]
-
-    return load
+@cache
+def load(of: Published) -> HFTarget:
+    """Several configs share a target."""
+    return of.load()
 
 
 @pytest.fixture
-def built(config: Path, load: Callable[[Published], HFTarget]) -> Built:
+def built(config: Path) -> Built:
     """The config's draft, made as a run makes it before it reads data."""
     resolved, target = resolve_file(config, [], Registry.discover()), load(published(config))
     run, facts, algorithm = resolved.config, target.facts, resolved.algorithm.load()
@@ -99,17 +92,19 @@ def test_a_config_is_valid_and_is_what_its_name_says(config: Path) -> None:
     assert (run.target.path, run.backbone.name) == (of.path, of.backbone)
     assert config.stem.startswith(f"{of.name}_{run.algorithm.name}")
     assert run.train.output_dir == Path("runs") / config.stem
+    dtype = "float32" if run.target.path.startswith("package:") else "bfloat16"
+    assert run.target.dtype == run.train.dtype == dtype
 
 
 @each_target
-def test_a_target_is_the_published_one(of: Published, load: Callable[[Published], HFTarget]) -> None:
+def test_a_target_is_the_published_one(of: Published) -> None:
     target = load(of)
     assert sum(parameter.numel() for parameter in target.model.parameters()) == of.parameters
     facts, hidden, vocab = target.facts, of.text["hidden_size"], of.text["vocab_size"]
     for key in ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads"):
         assert getattr(facts, key) == of.text[key], key
     assert (facts.num_layers, facts.head_dim) == (of.text["num_hidden_layers"], of.head_dim)
-    assert facts.rope_parameters["rope_theta"] == of.text["rope_theta"]
+    assert of.rope.items() <= facts.rope_parameters.items()
     assert of.stop_tokens <= {*facts.stop_token_ids}
     assert target.embedding().weight.shape == target.head().weight.shape == (vocab, hidden)
     assert (target.embedding().weight is target.head().weight) == facts.tie_word_embeddings
@@ -123,6 +118,7 @@ def test_the_draft_reads_what_is_captured(config: Path, built: Built) -> None:
         layers = built.run.algorithm.options.get("layers", [2, facts.num_layers // 2, facts.num_layers - 3])
         assert built.plan.layers == tuple(layers)
         assert built.draft_config["eagle_aux_hidden_state_layer_ids"] == layers
+        assert built.of.rope.items() <= built.draft_config["rope_parameters"].items()
         width = len(layers)
     ids = torch.zeros(1, SLOTS, dtype=torch.int64, device="meta")
     mask = torch.zeros(1, 1, SLOTS, SLOTS, device="meta")

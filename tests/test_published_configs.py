@@ -116,13 +116,15 @@ def test_the_draft_reads_what_is_captured(config: Path, built: Built) -> None:
     facts, width = built.target.facts, 1
     if built.run.algorithm.name == "eagle3":
         layers = built.run.algorithm.options.get("layers", [2, facts.num_layers // 2, facts.num_layers - 3])
+        _, named, ids = config.stem.partition("_layers_")
+        assert not named or layers == [int(id) for id in ids.split("_")]
         assert built.plan.layers == tuple(layers)
         assert built.draft_config["eagle_aux_hidden_state_layer_ids"] == layers
         assert built.of.rope.items() <= built.draft_config["rope_parameters"].items()
         width = len(layers)
-    ids = torch.zeros(1, SLOTS, dtype=torch.int64, device="meta")
+    tokens = torch.zeros(1, SLOTS, dtype=torch.int64, device="meta")
     mask = torch.zeros(1, 1, SLOTS, SLOTS, device="meta")
-    inputs = {"input_ids": ids, "position_ids": ids, "attention_mask": mask}
+    inputs = {"input_ids": tokens, "position_ids": tokens, "attention_mask": mask}
     _, features = built.target.run(inputs, built.plan, use_cache=False)
     assert features.last_hidden is not None
     hidden = features.stacked() if features.hidden else features.last_hidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -54,13 +55,13 @@ class Batch:
         return int((self.document_ids != PADDING_DOCUMENT).sum())
 
 
-def join_extras(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The further model inputs of several texts as those of one batch: concatenated along dim 0, input by input."""
-    found: dict[str, list[Tensor]] = {}
-    for part in parts:
-        for name, tensor in part.items():
-            found.setdefault(name, []).append(tensor)
-    return {name: torch.cat(tensors) for name, tensors in found.items()}
+def concatenated(inputs: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Several texts' further model inputs as one's: each input one after another along dim 0."""
+    gathered: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for of_text in inputs:
+        for name, tensor in of_text.items():
+            gathered[name].append(tensor)
+    return {name: torch.cat(tensors) for name, tensors in gathered.items()}
 
 
 def ahead(x: Tensor, distance: int, fill: float | bool | int) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from specdec_core.data.batch import PADDING_DOCUMENT, Batch
-from specdec_core.data.packing import Row, Rows, concatenated
+from specdec_core.data.batch import PADDING_DOCUMENT, Batch, concatenated
+from specdec_core.data.packing import Row, Rows
 from specdec_core.errors import UserError
 
 

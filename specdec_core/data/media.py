@@ -75,6 +75,6 @@ class MediaProcessor(ABC):
     def positions(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """[n] or [A, n] int64: the rotary positions of one text's tokens [n] on each of the A axes that the target has.
 
-        `inputs` are those of its media. What the target writes after the text goes on from the highest position, by
-        one a token on every axis.
+        `inputs` are those of its media. What the target writes after the text goes on from the highest position of its
+        last token, by one a token on every axis.
         """

@@ -12,7 +12,7 @@ import hashlib
 import json
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from specdec_core.data.batch import concatenated
 from specdec_core.data.conversations import LineError
 from specdec_core.data.dataset import flat, media_of
 from specdec_core.data.media_reader import MediaReader
@@ -146,12 +147,3 @@ class Rows:
             inputs.append(of_text)
             positions.append(reader.positions(ids, of_text))
         return positions, concatenated(inputs)
-
-
-def concatenated(inputs: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Several texts' inputs as one's: each input one after another along dim 0."""
-    gathered: defaultdict[str, list[Tensor]] = defaultdict(list)
-    for of_text in inputs:
-        for name, tensor in of_text.items():
-            gathered[name].append(tensor)
-    return {name: torch.cat(tensors) for name, tensors in gathered.items()}

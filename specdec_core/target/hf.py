@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec_core.capture.features import CapturePlan, Features
-from specdec_core.data.batch import PADDING_DOCUMENT, Batch, join_extras
+from specdec_core.data.batch import PADDING_DOCUMENT, Batch, concatenated
 from specdec_core.errors import UserError
 from specdec_core.nn.labels import LabelStats, label_loss
 from specdec_core.nn.linear import pack_linear, replace_linear
@@ -127,7 +127,7 @@ class HFTarget(Target):
         return {
             "input_ids": torch.tensor(ids, device=self.device),
             "attention_mask": torch.tensor(mask, device=self.device),
-            **{name: tensor.to(self.device) for name, tensor in join_extras(extras).items()},
+            **{name: tensor.to(self.device) for name, tensor in concatenated(extras).items()},
         }
 
     @property

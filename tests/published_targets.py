@@ -57,11 +57,11 @@ class Published:
         return {eos} if isinstance(eos, int) else {*eos}
 
     @property
-    def rope(self) -> dict[str, Any]:
-        """Its rotary embedding as `rope_parameters` names things, the type left out."""
-        rope = {**(self.text.get("rope_scaling") or {}), "rope_theta": self.text["rope_theta"]}
-        renamed = {{"xdrope_section": "mrope_section"}.get(key, key): value for key, value in rope.items()}
-        return {key: value for key, value in renamed.items() if key not in ("type", "rope_type")}
+    def sections(self) -> list[int] | None:
+        """How many of its rotary frequencies read each axis of positions; None where there is one axis."""
+        rope = self.text.get("rope_scaling") or {}
+        sections: list[int] | None = rope.get("mrope_section", rope.get("xdrope_section"))
+        return sections
 
     def load(self) -> HFTarget:
         """The target on the meta device, with the facts that its backbone reads and a tiny tokenizer."""

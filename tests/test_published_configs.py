@@ -28,6 +28,7 @@ from specdec_core.registry.resolve import resolve_file
 from specdec_core.target.hf import HFTarget
 
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+EAGLE3 = [config for config in CONFIGS if "_eagle3" in config.stem]
 SLOTS = 6
 TABLE_HEAD = "| name | target | backbone | captured | EAGLE-3 | Medusa |"
 
@@ -104,7 +105,7 @@ def test_a_target_is_the_published_one(of: Published) -> None:
     for key in ("hidden_size", "intermediate_size", "vocab_size", "num_attention_heads", "num_key_value_heads"):
         assert getattr(facts, key) == of.text[key], key
     assert (facts.num_layers, facts.head_dim) == (of.text["num_hidden_layers"], of.head_dim)
-    assert of.rope.items() <= facts.rope_parameters.items()
+    assert facts.rope_parameters.get("mrope_section") == of.sections
     assert of.stop_tokens <= {*facts.stop_token_ids}
     assert target.embedding().weight.shape == target.head().weight.shape == (vocab, hidden)
     assert (target.embedding().weight is target.head().weight) == facts.tie_word_embeddings
@@ -120,7 +121,6 @@ def test_the_draft_reads_what_is_captured(config: Path, built: Built) -> None:
         assert not named or layers == [int(id) for id in ids.split("_")]
         assert built.plan.layers == tuple(layers)
         assert built.draft_config["eagle_aux_hidden_state_layer_ids"] == layers
-        assert built.of.rope.items() <= built.draft_config["rope_parameters"].items()
         width = len(layers)
     tokens = torch.zeros(1, SLOTS, dtype=torch.int64, device="meta")
     mask = torch.zeros(1, 1, SLOTS, SLOTS, device="meta")
@@ -138,6 +138,15 @@ def test_the_draft_has_the_weights_that_its_paper_says(config: Path, built: Buil
     found = {name: tuple(parameter.shape) for name, parameter in built.draft.named_parameters()}
     assert found == draft_shapes(built.of, built.run)
     assert all(parameter.is_meta for parameter in built.draft.parameters())
+
+
+@pytest.mark.parametrize("config", EAGLE3, ids=lambda config: config.stem)
+def test_the_draft_rotates_as_the_target_does(config: Path, built: Built) -> None:
+    theirs = type(built.target.decoder().rotary_emb)(built.target.text_config)
+    ours = built.draft.rotary
+    torch.testing.assert_close(ours.inv_freq, theirs.inv_freq, rtol=1e-6, atol=0)
+    assert ours.scaling == theirs.attention_scaling
+    assert ours.num_axes == len(built.of.sections or [built.of.head_dim // 2])
 
 
 @each_config

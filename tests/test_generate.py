@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specdec_core.data.generate import generate_conversations, is_loop, remaining_prompts
+from specdec_core.data.prompts import PromptReader
+from specdec_core.data.template import ChatTemplate
 from specdec_core.errors import UserError
 
 SPECIAL = ["<pad>", "<end>", "<system>", "<user>", "<assistant>"]
@@ -56,7 +58,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def greedy(model):
-    def generate(prompts: list[list[int]], limit: int) -> list[list[int]]:
+    def generate(prompts: list[list[int]], limit: int, extras: object = ()) -> list[list[int]]:
         answers = []
         for ids in prompts:
             output = model.generate(torch.tensor([ids]), max_new_tokens=limit, do_sample=False)
@@ -73,7 +75,7 @@ def prompt(name: str, *questions: str) -> dict:
 def script(tokenizer, answers: dict[str, str]):
     """A generate function that answers a question by what `answers` says, with a stop token unless cut."""
 
-    def generate(prompts: list[list[int]], limit: int) -> list[list[int]]:
+    def generate(prompts: list[list[int]], limit: int, extras: object = ()) -> list[list[int]]:
         questions = [tokenizer.decode(ids).split("<user>")[-1].split("<end>")[0].strip() for ids in prompts]
         return [[*tokenizer.encode(answers[question]), STOP][:limit] for question in questions]
 
@@ -82,7 +84,8 @@ def script(tokenizer, answers: dict[str, str]):
 
 def run(prompts, tokenizer, generate, **options):
     settings = {"max_new_tokens": 12, "batch_size": 2, **options}
-    return list(generate_conversations(prompts, tokenizer=tokenizer, generate=generate, **settings))
+    reader = PromptReader(ChatTemplate(tokenizer, [STOP]))
+    return list(generate_conversations(prompts, reader=reader, generate=generate, **settings))
 
 
 def test_every_answer_is_the_models_own_continuation(tokenizer, greedy):

@@ -141,7 +141,7 @@ def load_processor(target: TargetSection, where: Location, config: Any, options:
 def without_videos(kind: type[ProcessorMixin]) -> Any:
     """The same class of processors for who has nothing to read videos with: transformers refuses to make it then."""
 
-    class ImagesOnly(kind):  # type: ignore[misc, valid-type]
+    class ImagesOnly(kind):  # type: ignore[misc]
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [name for name in super().get_attributes() if name != "video_processor"]

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import base64
 import os
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from broken_images import png
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_server import Server, serving
 from PIL import Image
 from tiny_vision import encoded, picture
 
@@ -131,16 +130,6 @@ def test_names_that_say_nothing_wrong(tmp_path: Path) -> None:
         assert reader(tmp_path).read(saved(tmp_path / name, content), tmp_path)[0].size == (60, 40)
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG that says it is of a size, whatever it holds."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-
-
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     source = saved(tmp_path / "bomb.png", png(60_000, 60_000))
     error = refused(tmp_path, source)
@@ -161,7 +150,7 @@ CONTENTS = [
     (encoded(picture())[:-900], "truncated image", "is cut short (image file is truncated"),
     (encoded(picture(), "JPEG")[:400], "truncated image", "is cut short ("),
     (b"\x89PNG\r\n\x1a\n garbage", "truncated image", "is cut short ("),
-    (encoded(picture(), "BMP").replace(b"\x28\0\0\0\x3c", b"\x28\0\0\0\0", 1), "empty image", "has a width or a height"),
+    (encoded(picture(), "BMP").replace(b"\x28\0\0\0\x3c", b"\x28\0\0\0\0", 1), "empty image", "has a width or"),
     (b"\xff\xd8\xff\xff garbage", "corrupt image", "is damaged ("),
     (b"GIF89a", "corrupt image", "is damaged ("),
     (b"hello, world", "not an image", "is no image: its first bytes are those of no known format"),
@@ -270,50 +259,6 @@ def test_data_uris(tmp_path: Path) -> None:
         assert message in refused(tmp_path, source).message
     assert shown(f"data:image/png;base64,{body}").endswith("…")
     assert len(shown(f"data:image/png;base64,{body}")) < 80
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files`; a number is a status, a callable answers by itself. `asked` counts."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[str, Any] = {}
-        self.asked: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        found = self.server.files.get(self.path, 404)
-        if isinstance(found, list):
-            found = found.pop(0)
-        if callable(found):
-            found(self)
-        elif isinstance(found, int):
-            self.send_error(found)
-        else:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(found)))
-            self.end_headers()
-            self.wfile.write(found)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture

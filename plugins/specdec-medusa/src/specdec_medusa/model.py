@@ -49,7 +49,8 @@ class MedusaDraft(Draft):
         self.lm_heads = nn.ModuleList([Linear(hidden, config["draft_vocab_size"], bias=False) for _ in range(heads)])
         row_of = None
         if vocab is not None:
-            row_of = torch.full((vocab.size,), -1).index_copy_(0, vocab.ids, torch.arange(vocab.ids.numel()))
+            rows = torch.arange(vocab.ids.numel(), device=vocab.ids.device)
+            row_of = vocab.ids.new_full((vocab.size,), -1).index_copy_(0, vocab.ids, rows)
         self.register_buffer("draft_ids", None if vocab is None else vocab.ids.clone(), persistent=False)
         self.register_buffer("row_of", row_of, persistent=False)
 

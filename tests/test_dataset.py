@@ -80,7 +80,7 @@ def test_rows_hold_what_the_files_say(
     assert report.supervised == int(count_supervised(prepared.rows.dataset, 512).sum())
     assert report.rows == len(prepared.rows) < 40
     assert max(len(prepared.rows[index].ids) for index in range(len(prepared.rows))) <= 256
-    assert prepared.source(39) == f"{conversations_file}:40"
+    assert prepared.rows.source(39) == f"{conversations_file}:40"
 
 
 def test_without_packing_each_sequence_has_a_row(prepare: Prepare, conversations_file: Path) -> None:
@@ -102,7 +102,7 @@ def test_long_sequences_are_cut_at_the_right_and_dropped_if_no_answer_is_left(
     report = prepared.report
     assert (report.conversations, report.sequences, report.truncated, report.dropped) == (2, 2, 2, 1)
     assert (report.tokens, report.stop_tokens) == (32 + len(prepared.rows.dataset[1]["ids"]), 1)
-    assert prepared.source(1) == f"{file}:3"
+    assert prepared.rows.source(1) == f"{file}:3"
     assert "2 sequences cut at data.max_length; 1 sequence dropped with no supervised token left" in report.summary()
 
 
@@ -213,7 +213,7 @@ def test_tokenised_data_is_kept_and_found_again(prepare: Prepare, tmp_path: Path
     moved.write_bytes(gzip.compress(conversations_file.read_bytes()))
     elsewhere = prepare(moved)
     assert built(tmp_path) == {name}
-    assert (elsewhere.rows.fingerprint, elsewhere.source(0)) == (first.rows.fingerprint, f"{moved}:1")
+    assert (elsewhere.rows.fingerprint, elsewhere.rows.source(0)) == (first.rows.fingerprint, f"{moved}:1")
     # Cut down after tokenising, so no new table, but other rows.
     assert prepare(conversations_file, packing=False).rows.fingerprint != first.rows.fingerprint
     assert prepare(conversations_file, max_tokens=200).rows.fingerprint != first.rows.fingerprint

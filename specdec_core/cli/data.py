@@ -47,7 +47,8 @@ def inspect(
     train = splits["train"]
     for index in range(min(count, len(train.rows.dataset))):
         sample = train.rows.dataset[index]
-        console.rule(f"{train.source(index)}, {len(sample['ids']):,} tokens, {sum(sample['loss_mask']):,} supervised")
+        tokens, supervised = len(sample["ids"]), sum(sample["loss_mask"])
+        console.rule(f"{train.rows.source(index)}, {tokens:,} tokens, {supervised:,} supervised")
         console.print(
             _marked(sample["ids"], sample["loss_mask"], tokenizer, bool(console.color_system)), soft_wrap=True
         )
@@ -143,13 +144,14 @@ def _prepare(
     backbone: Backbone = run.backbone.load()
     facts = backbone.facts(run.config.target)
     tokenizer = backbone.tokenizer(run.config.target)
+    media = backbone.media(run.config.target)
     data = run.config.data
     files = {"train": data.train, "validation": data.validation}
     return (
         tokenizer,
         facts,
         {
-            split: prepare_dataset(data, named, tokenizer, facts.stop_token_ids, split=split)
+            split: prepare_dataset(data, named, tokenizer, facts.stop_token_ids, split=split, media=media)
             for split, named in files.items()
             if named
         },

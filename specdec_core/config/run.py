@@ -80,6 +80,14 @@ class DataSection(Section):
     on_error: Literal["error", "skip"] = Field(
         "error", description="A malformed line stops the run, or is skipped, and counted in the data's summary."
     )
+    images: Literal["strict", "lenient"] = Field(
+        "strict",
+        description="An image that is in CMYK, animated or wrongly named makes its line malformed, or is converted, "
+        "stands for its first frame, is read as what it is.",
+    )
+    max_image_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = Field(
+        89_478_485, description="An image with more pixels makes its line malformed; it is not decoded."
+    )
     num_proc: Annotated[int, Field(ge=1)] = Field(1, description="Processes that tokenise.")
     cache_dir: Path | None = Field(None, description="Where tokenised data is kept. None: the HF datasets cache.")
     chat_template: Path | None = Field(None, description="A Jinja chat template in place of the tokenizer's own.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -51,6 +53,15 @@ class Batch:
     def num_tokens(self) -> int:
         """Slots that are not padding."""
         return int((self.document_ids != PADDING_DOCUMENT).sum())
+
+
+def concatenated(inputs: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Several texts' further model inputs as one's: each input one after another along dim 0."""
+    gathered: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for of_text in inputs:
+        for name, tensor in of_text.items():
+            gathered[name].append(tensor)
+    return {name: torch.cat(tensors) for name, tensors in gathered.items()}
 
 
 def ahead(x: Tensor, distance: int, fill: float | bool | int) -> Tensor:

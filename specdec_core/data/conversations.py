@@ -2,8 +2,10 @@
 
 A line is `{"id": ..., "conversations": [{"role": ..., "content": ...}, ...]}`. "messages" is accepted in place of
 "conversations", ShareGPT's "from"/"value" in place of "role"/"content". Content is a string or a list of parts
-(`{"type": "text", "text": ...}`, `{"type": "image", ...}`). `"truncated": true` on an answer, or on the whole
-conversation for its last answer, says that the answer was cut off: nothing then teaches the draft to stop there.
+(`{"type": "text", "text": ...}`); a part may be an image, `{"type": "image", "image": ...}` or OpenAI's
+`{"type": "image_url", "image_url": {"url": ...}}`, or a video as the images of its frames,
+`{"type": "video", "video": [...], "fps": ...}`, in any turn but an answer. `"truncated": true` on an answer, or on the
+whole conversation for its last answer, says that the answer was cut off: nothing then teaches the draft to stop there.
 Other keys of a message are handed to the chat template as they are; other keys of the object are ignored.
 """
 
@@ -13,7 +15,7 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from specdec_core.data.media import Medium, MediumKind
 from specdec_core.errors import UserError, UserErrors
 
 OnError = Literal["error", "skip"]
@@ -39,6 +42,9 @@ ROLES = {
     "observation": "tool",
 }
 MESSAGE_KEYS = ("conversations", "messages")
+# Keys under which an image part names its image: the issue's and OpenAI's, then those of HF's processors.
+IMAGE_KEYS = ("image", "image_url", "url", "path")
+MEDIA_KINDS: Mapping[str, MediumKind] = {"image": "image", "image_url": "image", "video": "video"}
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -73,18 +79,41 @@ class Message:
     truncated: bool = False
     extras: Mapping[str, Any] = field(default_factory=dict)
 
-    def text(self) -> str:
-        """The content as one string. Raises LineError if a part of it is not text."""
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """The images and videos among the parts, in their order."""
+        parts = [] if isinstance(self.content, str) else self.content
+        return tuple(_medium(part) for part in parts if part["type"] in MEDIA_KINDS)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts among the parts, in their order."""
+        if isinstance(self.content, str):
+            return (self.content,)
+        return tuple(part["text"] for part in self.content if part["type"] == "text")
+
+    def templated(self, kinds: Collection[MediumKind] = ()) -> str | list[dict[str, Any]]:
+        """The content as chat templates read it: a string, or a list of parts if media are among them.
+
+        Of a medium there is its kind alone. `kinds` are those that the target reads. Raises LineError for other parts.
+        """
         if isinstance(self.content, str):
             return self.content
+        parts: list[dict[str, Any]] = []
         for part in self.content:
-            if part["type"] != "text":
+            kind = MEDIA_KINDS.get(part["type"])
+            if part["type"] == "text":
+                parts.append({"type": "text", "text": part["text"]})
+            elif kind in kinds:
+                parts.append({"type": kind})
+            else:
+                read = " and ".join(["text", *(f"{kind}s" for kind in kinds)]) + ("" if kinds else " only")
                 raise LineError(
                     f"content of type {part['type']}",
-                    f'a message has a part of type "{part["type"]}", and this target reads text only; '
+                    f'a message has a part of type "{part["type"]}", and this target reads {read}; '
                     "remove the part, or train for a backbone that takes such input",
                 )
-        return "".join(part["text"] for part in self.content)
+        return parts if any(part["type"] != "text" for part in parts) else "".join(self.texts)
 
 
 @dataclass(frozen=True)
@@ -94,9 +123,14 @@ class Conversation:
     messages: tuple[Message, ...]
     id: str | None = None
 
-    def templated(self) -> list[dict[str, Any]]:
-        """The messages as chat templates of text models read them. Raises LineError if one holds an image."""
-        return [{**m.extras, "role": m.role, "content": m.text()} for m in self.messages]
+    @property
+    def media(self) -> tuple[Medium, ...]:
+        """The images and videos of all messages, in the order of the text."""
+        return tuple(medium for message in self.messages for medium in message.media)
+
+    def templated(self, kinds: Collection[MediumKind] = ()) -> list[dict[str, Any]]:
+        """The messages as chat templates read them; see `Message.templated`."""
+        return [{**m.extras, "role": m.role, "content": m.templated(kinds)} for m in self.messages]
 
 
 @dataclass(frozen=True)
@@ -245,6 +279,8 @@ def _parse_message(item: Any, where: str) -> Message:
     role = _parse_role(item[role_key], f"{where}.{role_key}")
     extras = {key: value for key, value in item.items() if key not in (role_key, content_key, "truncated")}
     content = _parse_content(item[content_key], f"{where}.{content_key}", bool(extras.get("tool_calls")))
+    if role == "assistant":
+        _check_answer(content, f"{where}.{content_key}")
     blank = not content.strip() if isinstance(content, str) else not content
     if blank and role in ("user", "assistant") and not extras.get("tool_calls"):
         raise LineError("empty content", f"{where}.{content_key} is empty")
@@ -282,6 +318,64 @@ def _check_part(part: Any, where: str) -> None:
         raise LineError("missing key", f'{where} has no "type" (such as "text" or "image")')
     if part["type"] == "text" and not isinstance(part.get("text"), str):
         raise LineError("missing key", f'{where} is of type "text" but has no string "text"')
+    if MEDIA_KINDS.get(part["type"]) == "image":
+        _check_image(part, where)
+    elif part["type"] == "video":
+        _check_video(part, where)
+
+
+def _check_image(part: Mapping[str, Any], where: str) -> None:
+    key = next((key for key in IMAGE_KEYS if key in part), None)
+    if key is None:
+        raise LineError(
+            "missing key",
+            f'{where} is of type "{part["type"]}" but names no image; '
+            'add the key "image" with a path, an http(s) URL or a data URI',
+        )
+    value, place = part[key], f"{where}.{key}"
+    if isinstance(value, dict):
+        value, place = value.get("url"), f"{place}.url"
+    _check_source(value, place)
+
+
+def _check_video(part: Mapping[str, Any], where: str) -> None:
+    frames = part.get("video")
+    if not isinstance(frames, list) or not frames:
+        found = "an empty list" if frames == [] else "nothing" if "video" not in part else _kind(frames)
+        raise LineError(
+            "wrong type", f"{where}.video must be the list of the video's frames, each an image, found {found}"
+        )
+    for index, frame in enumerate(frames):
+        _check_source(frame, f"{where}.video[{index}]")
+    fps = part.get("fps")
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < float("inf")):
+        raise LineError("wrong type", f"{where}.fps must be a number above 0, the frames per second")
+
+
+def _check_source(value: Any, where: str) -> None:
+    if not isinstance(value, str):
+        raise LineError(
+            "wrong type", f"{where} must be a string, a path, an http(s) URL or a data URI, found {_kind(value)}"
+        )
+    if not value.strip():
+        raise LineError("empty content", f"{where} is empty; name an image there")
+
+
+def _check_answer(content: str | list[dict[str, Any]], where: str) -> None:
+    for index, part in enumerate([] if isinstance(content, str) else content):
+        if part["type"] in MEDIA_KINDS:
+            raise LineError(
+                "image in an answer",
+                f'{where}[{index}] is of type "{part["type"]}", and targets answer in text; move it into a question',
+            )
+
+
+def _medium(part: Mapping[str, Any]) -> Medium:
+    """What a checked part names."""
+    if part["type"] == "video":
+        return Medium("video", tuple(part["video"]), part.get("fps"))
+    value = next(part[key] for key in IMAGE_KEYS if key in part)
+    return Medium("image", (value["url"] if isinstance(value, dict) else value,))
 
 
 def _truncated(item: Mapping[str, Any], where: str) -> bool:

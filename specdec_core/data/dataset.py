@@ -2,6 +2,9 @@
 
 The table is found again by a fingerprint of all that decides what is in it, so that nothing is tokenised twice and
 nothing stale is used. It also holds what could not be used, so that a second run says the same as the first.
+
+Of images it holds where they are and digests of their bytes, no pixels. A table is not used again once a local image
+has changed or one that could not be read can be; a newer one then stands beside it.
 """
 
 from __future__ import annotations
@@ -9,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from numpy.typing import NDArray
 
 from specdec_core.data.conversations import (
     MAX_REPORTED,
+    Conversation,
     LineError,
     OnError,
     Problem,
@@ -30,18 +36,36 @@ from specdec_core.data.conversations import (
     raise_problems,
     read_lines,
 )
+from specdec_core.data.media import Medium
+from specdec_core.data.media_reader import MediaReader
+from specdec_core.data.sources import is_remote, local_path, state_of
 from specdec_core.data.template import ChatTemplate, Rendering
 from specdec_core.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 NO_TOKENS = {"ids": np.zeros(0, dtype=np.int32), "loss_mask": np.zeros(0, dtype=np.bool_)}
+NO_MEDIA: dict[str, list[Any]] = {"media": [], "digests": []}
+ROWS_PER_WRITE = 100
+"""Lines may hold images as data URIs, of some megabytes each."""
 CHUNK = 1 << 20
 
 PLACE = {"file": Value("int32"), "line": Value("int64")}
 PROBLEM = {"reason": Value("string"), "message": Value("string")}
-LINE_FEATURES = Features({**PLACE, "raw": Value("binary"), **PROBLEM})
+LINE_FEATURES = Features({**PLACE, "raw": Value("large_binary"), **PROBLEM})
+MEDIUM = {"kind": Value("string"), "sources": List(Value("large_string")), "fps": Value("float64")}
+FILE_STATE = {"path": Value("large_string"), "size": Value("int64"), "mtime": Value("int64")}
 SEQUENCE_FEATURES = Features(
-    {**PLACE, "ids": List(Value("int32")), "loss_mask": List(Value("bool")), "truncated": Value("bool"), **PROBLEM}
+    {
+        **PLACE,
+        "ids": List(Value("int32")),
+        "loss_mask": List(Value("bool")),
+        "media": List(MEDIUM),
+        "digests": List(List(Value("string"))),
+        "truncated": Value("bool"),
+        "read": List(FILE_STATE),
+        "remote": Value("bool"),
+        **PROBLEM,
+    }
 )
 
 
@@ -50,6 +74,7 @@ def tokenised(
     template: ChatTemplate,
     *,
     max_length: int,
+    media: MediaReader | None = None,
     on_error: OnError = "error",
     num_proc: int = 1,
     cache_dir: Path | None = None,
@@ -60,23 +85,41 @@ def tokenised(
 
         file, line      where the conversation stands: an index into `files`, a 1-based number
         ids, loss_mask  at most `max_length` tokens, cut at the right; empty if no supervised token was left
+        media           the images and videos in the tokens; see `media_of`
+        digests         of the bytes of each frame of each of them
         truncated       whether it was cut
+        read            the local images that the line names, each with its state (`state_of`) before it was read
+        remote          whether the line names a URL
         reason, message what is wrong with the line, if it is not usable; null otherwise
 
     Raises UserErrors with the first bad lines unless `on_error` is "skip", UserError if a file cannot be read, if
     all are empty, or if the cache cannot be written.
     """
-    fingerprint = _fingerprint(files, template, max_length)
-    root = (cache_dir or Path(datasets.config.HF_DATASETS_CACHE)) / "specdec"
-    path = root / fingerprint
-    if not path.exists():
-        with _writing(root), tempfile.TemporaryDirectory(dir=root, prefix="building-") as scratch:
-            _build(files, template, max_length, on_error, num_proc, Path(scratch))
-            _publish(Path(scratch) / "table", path)
-    table = Dataset.load_from_disk(str(path))
+    fingerprint = _fingerprint(files, template, max_length, media)
+    root = cache_root(cache_dir)
+    for generation in count():
+        path = root / (f"{fingerprint}-{generation}" if generation else fingerprint)
+        found = path.exists()
+        if not found:
+            with _writing(root), tempfile.TemporaryDirectory(dir=root, prefix="building-") as scratch:
+                _build(files, _SequenceMaker(template, media, files, max_length), on_error, num_proc, Path(scratch))
+                _publish(Path(scratch) / "table", path)
+        table = Dataset.load_from_disk(str(path))
+        if not found or media is None or not _outdated(table, files, on_error):
+            break
     if on_error == "error":
         raise_problems(problems(table, files))
-    return table, fingerprint
+    return table, fingerprint if media is None else _with_digests(fingerprint, table)
+
+
+def cache_root(cache_dir: Path | None = None) -> Path:
+    """Where tables and downloaded images are kept: under `data.cache_dir`, or in the HF datasets cache."""
+    return (cache_dir or Path(datasets.config.HF_DATASETS_CACHE)) / "specdec"
+
+
+def media_of(row: Mapping[str, Any]) -> list[Medium]:
+    """The media of a row of the table."""
+    return [Medium(medium["kind"], tuple(medium["sources"]), medium["fps"]) for medium in row["media"]]
 
 
 def problems(table: Dataset, files: Sequence[Path]) -> list[Problem]:
@@ -92,10 +135,10 @@ def without_problems(table: Dataset) -> Dataset:
     return table.select(np.flatnonzero(np.asarray(reasons.is_null())))
 
 
-def lengths(table: Dataset) -> NDArray[np.int64]:
-    """Tokens of each row."""
-    ids = table.select_columns(["ids"]).with_format("arrow")[:]["ids"]
-    return np.concatenate([np.zeros(0, dtype=np.int64), *(chunk.value_lengths() for chunk in ids.chunks)])
+def list_lengths(table: Dataset, column: str) -> NDArray[np.int64]:
+    """How long the list in a column is: the tokens of each row, say."""
+    lists = table.select_columns([column]).with_format("arrow")[:][column]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *(chunk.value_lengths() for chunk in lists.chunks)])
 
 
 def supervised_ids(table: Dataset) -> Iterator[NDArray[np.int32]]:
@@ -110,23 +153,23 @@ def flat(column: Any) -> NDArray[Any]:
     return values
 
 
-def _build(
-    files: Sequence[Path], template: ChatTemplate, max_length: int, on_error: OnError, num_proc: int, scratch: Path
-) -> None:
+def _build(files: Sequence[Path], maker: _SequenceMaker, on_error: OnError, num_proc: int, scratch: Path) -> None:
     if next(read_lines(files), None) is None:
         raise UserError(f"no conversation in {', '.join(map(str, files))}; every line is blank")
     lines = Dataset.from_generator(
         _line_rows,
         features=LINE_FEATURES,
         cache_dir=str(scratch),
+        writer_batch_size=ROWS_PER_WRITE,
         gen_kwargs={"files": tuple(files), "stop_after": MAX_REPORTED if on_error == "error" else None},
     )
     if on_error == "error":
         raise_problems(problems(lines, files))
     table = lines.map(
-        _SequenceMaker(template, max_length),
+        maker,
         batched=True,
         batch_size=64,
+        writer_batch_size=ROWS_PER_WRITE,
         num_proc=min(num_proc, max(1, len(lines))) if num_proc > 1 else None,
         remove_columns=["raw"],
         features=SEQUENCE_FEATURES,
@@ -134,6 +177,9 @@ def _build(
         cache_file_name=str(scratch / "sequences.arrow"),
         new_fingerprint="sequences",
     )
+    if on_error == "error" and _bad_and_remote(table):
+        # Nothing is kept that says of a server what may be over in a minute.
+        raise_problems(problems(table, files))
     table.save_to_disk(str(scratch / "table"))
 
 
@@ -157,36 +203,96 @@ def _line_rows(files: Sequence[Path], stop_after: int | None) -> Iterator[dict[s
 class _SequenceMaker:
     """Lines in, sequences out; called in worker processes."""
 
-    def __init__(self, template: ChatTemplate, max_length: int) -> None:
+    def __init__(
+        self, template: ChatTemplate, media: MediaReader | None, files: Sequence[Path], max_length: int
+    ) -> None:
         self.template = template
+        self.media = media
+        self.directories = [file.parent for file in files]
         self.max_length = max_length
 
     def __call__(self, lines: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows: list[dict[str, Any]] = []
         renderings: list[Rendering] = []
         for file, line, raw, reason, message in zip(*(lines[name] for name in LINE_FEATURES), strict=True):
-            empty = {"file": file, "line": line, **NO_TOKENS, "truncated": False}
-            try:
-                if reason is not None:
-                    raise LineError(reason, message)
-                made = self.template.render(parse_conversation(raw))
-            except LineError as error:
-                rows.append({**empty, "reason": error.reason, "message": error.message})
-            else:
-                renderings += made
-                rows += [{**empty, "reason": None, "message": None} for _ in made]
+            row = {"file": file, "line": line, **NO_TOKENS, **NO_MEDIA, "truncated": False, "read": [], "remote": False}
+            row |= {"reason": reason, "message": message}
+            made: list[tuple[Rendering, dict[str, list[Any]]]] = []
+            if reason is None:
+                try:
+                    made = self._made(parse_conversation(raw), self.directories[file], row)
+                except LineError as error:
+                    row |= {"reason": error.reason, "message": error.message}
+            renderings += [rendering for rendering, _ in made]
+            rows += [{**row, **media} for _, media in made] or [row]
         usable = (row for row in rows if row["reason"] is None)
         for row, encoded in zip(usable, self.template.encode(renderings), strict=True):
-            mask = encoded.mask[: self.max_length]
-            row["truncated"] = len(encoded.ids) > self.max_length
-            if mask.any():
-                row["ids"], row["loss_mask"] = encoded.ids[: self.max_length], mask
+            kept = encoded.cut(self.max_length)
+            row["truncated"] = len(kept.ids) < len(encoded.ids)
+            number = len(kept.places) if kept.mask.any() else 0
+            row |= {name: row[name][:number] for name in NO_MEDIA}
+            if kept.mask.any():
+                row["ids"], row["loss_mask"] = kept.ids, kept.mask
         return {name: [row[name] for row in rows] for name in SEQUENCE_FEATURES}
 
+    def _made(
+        self, conversation: Conversation, directory: Path, row: dict[str, Any]
+    ) -> list[tuple[Rendering, dict[str, list[Any]]]]:
+        """The texts of a conversation, each with the columns of its media; `row` is told what is read."""
+        renderings = self.template.render(conversation)
+        media = conversation.media
+        if self.media is None or not media:
+            return [(rendering, NO_MEDIA) for rendering in renderings]
+        sources = dict.fromkeys(source for medium in media for source in medium.sources)
+        row["remote"] = any(map(is_remote, sources))
+        row["read"] = [_file_state(source, directory) for source in sources if local_path(source, directory)]
+        seen = self.media.look(media, directory)
+        made: list[tuple[Rendering, dict[str, list[Any]]]] = []
+        for rendering in renderings:
+            columns: dict[str, list[Any]] = {
+                "media": [asdict(media[index]) for index in rendering.media],
+                "digests": [seen[index].digests for index in rendering.media],
+            }
+            made.append((rendering.replaced([seen[index].replacement for index in rendering.media]), columns))
+        return made
 
-def _fingerprint(files: Sequence[Path], template: ChatTemplate, max_length: int) -> str:
+
+def _file_state(source: str, directory: Path) -> dict[str, Any]:
+    path = local_path(source, directory)
+    assert path is not None
+    size, mtime = state_of(path)
+    return {"path": source, "size": size, "mtime": mtime}
+
+
+def _outdated(table: Dataset, files: Sequence[Path], on_error: OnError) -> bool:
+    """Whether reading the images of a table anew could give another one."""
+    if on_error == "error" and _bad_and_remote(table):
+        return True
+    for rows in table.select_columns(["file", "read"]).iter(batch_size=1000):
+        for file, states in zip(rows["file"], rows["read"], strict=True):
+            if any(_file_state(state["path"], files[file].parent) != state for state in states):
+                return True
+    return False
+
+
+def _bad_and_remote(table: Dataset) -> bool:
+    columns = table.select_columns(["reason", "remote"]).with_format("arrow")[:]
+    return bool(np.any(np.asarray(columns["reason"].is_valid()) & np.asarray(columns["remote"])))
+
+
+def _fingerprint(files: Sequence[Path], template: ChatTemplate, max_length: int, media: MediaReader | None) -> str:
     parts = [FORMAT_VERSION, datasets.__version__, template.fingerprint(), max_length, *map(_file_hash, files)]
+    if media is not None:
+        parts.append(media.fingerprint)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _with_digests(fingerprint: str, table: Dataset) -> str:
+    """Another fingerprint for other images, wherever their table lies."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for rows in table.select_columns(["digests"]).iter(batch_size=1000):
+        digest.update("".join(json.dumps(digests) for digests in rows["digests"]).encode())
+    return digest.hexdigest()[:32]
 
 
 def _file_hash(file: Path) -> str:

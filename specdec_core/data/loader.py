@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from specdec_core.data.batch import PADDING_DOCUMENT, Batch
+from specdec_core.data.batch import PADDING_DOCUMENT, Batch, concatenated
 from specdec_core.data.packing import Row, Rows
 from specdec_core.errors import UserError
 
@@ -48,12 +49,15 @@ class BatchLoader:
         return -(-len(self.rows) // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self._order()
-        while self._done < len(order):
-            taken = order[self._done : self._done + self.batch_size * self.world_size]
+        order, size = self._order(), self.batch_size * self.world_size
+        waiting = [order[start : start + size] for start in range(self._done, len(order), size)]
+        batches: Iterator[Batch] = map(self._batch, waiting)
+        if self.rows.media is not None:
+            batches = _ahead(batches)
+        for taken, batch in zip(waiting, batches, strict=True):
             # The position moves on before the batch is handed out: a state saved after using it does not repeat it.
             self._done += len(taken)
-            yield self._batch(taken)
+            yield batch
         self.epoch += 1
         self._done = 0
 
@@ -105,16 +109,28 @@ class BatchLoader:
         return collate([replace(spare, loss_mask=torch.zeros_like(spare.loss_mask))])
 
 
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, the next batch being made in a thread while one is in use: reading images takes its time."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        following = pool.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = pool.submit(next, batches, None)
+            yield batch
+
+
 def collate(rows: Sequence[Row]) -> Batch:
     """Rows padded at the right to the longest of them."""
 
     def padded(tensors: Sequence[Tensor], value: float = 0) -> Tensor:
         return pad_sequence(list(tensors), batch_first=True, padding_value=value)
 
+    # [A, n] is padded along n, and A comes first again.
+    positions = padded([row.positions.movedim(-1, 0) for row in rows])
     return Batch(
         ids=padded([row.ids for row in rows]),
-        positions=padded([row.positions for row in rows]),
+        positions=positions if positions.ndim == 2 else positions.movedim(-1, 0),
         loss_mask=padded([row.loss_mask for row in rows]),
         document_ids=padded([row.document_ids for row in rows], PADDING_DOCUMENT),
         row_keys=tuple(row.key for row in rows),
+        extras=concatenated(row.extras for row in rows),
     )

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 MediumKind = Literal["image", "video"]
 
@@ -51,10 +50,13 @@ class ProcessedMedia:
 
 
 class MediaProcessor(ABC):
-    """How a family reads images and videos. A backbone makes one for a target, without loading its weights."""
+    """How a family reads images and videos. A backbone makes one for a target, without loading its weights.
+
+    It is pickled for worker processes, and may be called in a thread.
+    """
 
     markers: Mapping[MediumKind, str]
-    """What the chat template writes where a medium stands, for each kind that the family reads."""
+    """What the chat template writes where a medium stands, for each kind that the family reads; all different."""
 
     @property
     @abstractmethod
@@ -65,13 +67,14 @@ class MediaProcessor(ABC):
     def process(self, media: Sequence[LoadedMedium]) -> ProcessedMedia:
         """The model's inputs for the media of one text, and the text that stands for each.
 
-        Raises LineError if the family cannot read one of them (too small, too elongated).
+        What a medium gives does not depend on those beside it, so that any of them may be left out. Raises LineError if
+        the family cannot read one of them (too small, too elongated): words that go on from the medium's name.
         """
 
     @abstractmethod
     def positions(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """[n] or [A, n] int64: the rotary positions of one text's tokens [n] on each of the A axes that the target has.
 
-        `inputs` are those of its media. What the target writes after the text goes on from the highest position, by
-        one a token on every axis.
+        `inputs` are those of its media. What the target writes after the text goes on from the highest position of its
+        last token, by one a token on every axis.
         """

@@ -14,7 +14,10 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from specdec_core.config.run import DataSection
-from specdec_core.data.dataset import lengths, problems, supervised_ids, tokenised, without_problems
+from specdec_core.data.dataset import cache_root, list_lengths, problems, supervised_ids, tokenised, without_problems
+from specdec_core.data.images import ImageReader
+from specdec_core.data.media import MediaProcessor
+from specdec_core.data.media_reader import MediaReader
 from specdec_core.data.packing import Rows, pack
 from specdec_core.data.report import DataReport
 from specdec_core.data.template import ChatTemplate
@@ -26,16 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A split, ready for a `BatchLoader`, and what became of its `files`."""
+    """A split, ready for a `BatchLoader`, and what became of its files."""
 
     rows: Rows
     report: DataReport
-    files: tuple[Path, ...]
-
-    def source(self, sequence: int) -> str:
-        """`file:line` of a sequence of `rows.dataset`."""
-        row = self.rows.dataset.select_columns(["file", "line"])[sequence]
-        return f"{self.files[row['file']]}:{row['line']}"
 
 
 def prepare_dataset(
@@ -45,20 +42,24 @@ def prepare_dataset(
     stop_token_ids: Sequence[int],
     *,
     split: str = "train",
+    media: MediaProcessor | None = None,
 ) -> PreparedData:
     """Read, check, render, tokenise and pack `files`; `split` is the key of [data] that names them.
 
-    `data.max_tokens` is a budget of training and cuts the split "train" only. Tokenised data is cached. Raises
-    UserErrors with the first bad lines unless `data.on_error` is "skip", and UserError if a file cannot be read, the
-    tokenizer or template cannot be used, or nothing is left to learn from.
+    `media` is how the target reads images and videos; None: it reads text only. `data.max_tokens` is a budget of
+    training and cuts the split "train" only. Tokenised data is cached. Raises UserErrors with the first bad lines
+    unless `data.on_error` is "skip", and UserError if a file cannot be read, the tokenizer or template cannot be used,
+    or nothing is left to learn from.
     """
     if not files:
         raise UserError(f"data.{split} names no file; give at least one JSONL file of conversations")
-    template = ChatTemplate(tokenizer, stop_token_ids, section.chat_template)
+    reader = None if media is None else media_reader(section, media)
+    template = ChatTemplate(tokenizer, stop_token_ids, section.chat_template, media.markers if media else {})
     table, fingerprint = tokenised(
         files,
         template,
         max_length=section.max_length,
+        media=reader,
         on_error=section.on_error,
         num_proc=section.num_proc,
         cache_dir=section.cache_dir,
@@ -66,14 +67,14 @@ def prepare_dataset(
     skipped = Counter(problem.reason for problem in problems(table, files))
     max_tokens = section.max_tokens if split == "train" else None
     taken, left_out = _first_tokens(without_problems(table), max_tokens)
-    sizes = lengths(taken)
+    sizes = list_lengths(taken, "ids")
     used = taken.select(np.flatnonzero(sizes))
     sizes = sizes[sizes > 0]
     if not len(used):
         raise UserError(_nothing_left(split, files, skipped, len(taken)))
     documents = pack(sizes.tolist(), section.max_length) if section.packing else [(i,) for i in range(len(used))]
     identity = f"{fingerprint}/{max_tokens}/{section.packing}"
-    rows = Rows(used, documents, hashlib.sha256(identity.encode()).hexdigest()[:32])
+    rows = Rows(used, documents, hashlib.sha256(identity.encode()).hexdigest()[:32], reader, files)
     supervised = stops = 0
     for ids in supervised_ids(used):
         supervised += len(ids)
@@ -90,8 +91,15 @@ def prepare_dataset(
         skipped=skipped,
         rows=len(documents),
         max_length=section.max_length,
+        media=int(list_lengths(used, "media").sum()),
     )
-    return PreparedData(rows, report, tuple(files))
+    return PreparedData(rows, report)
+
+
+def media_reader(section: DataSection, media: MediaProcessor) -> MediaReader:
+    """A reader by the policy of [data]; what it downloads is kept beside the tokenised data."""
+    downloads = cache_root(section.cache_dir) / "downloads"
+    return MediaReader(media, ImageReader(downloads, section.images, section.max_image_pixels))
 
 
 def _first_tokens(table: Dataset, max_tokens: int | None) -> tuple[Dataset, int]:
@@ -99,7 +107,7 @@ def _first_tokens(table: Dataset, max_tokens: int | None) -> tuple[Dataset, int]
     if max_tokens is None or not len(table):
         return table, 0
     conversation = np.cumsum(_new_conversation(table)) - 1
-    totals = np.bincount(conversation, weights=lengths(table))
+    totals = np.bincount(conversation, weights=list_lengths(table, "ids"))
     fitting = int((np.cumsum(totals) <= max_tokens).sum())
     if not fitting:
         raise UserError(

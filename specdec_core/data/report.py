@@ -19,6 +19,7 @@ class DataReport:
     dropped        sequences left out because nothing supervised was left in them
     rows           rows that the sequences were packed into
     max_length     most tokens of a row
+    media          images and videos in the sequences
     left_out       conversations beyond data.max_tokens
     skipped        lines left out, by reason
     """
@@ -32,6 +33,7 @@ class DataReport:
     dropped: int
     rows: int
     max_length: int
+    media: int = 0
     left_out: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
 
@@ -42,6 +44,8 @@ class DataReport:
             f"{_count(self.tokens, 'token')}, {self.supervised:,} of them supervised "
             f"({_count(self.stop_tokens, 'stop token')})",
         ]
+        if self.media:
+            sentences.append(f"{_count(self.media, 'image')} in them, videos counted")
         if self.rows < self.sequences:
             empty = 1 - self.tokens / (self.rows * self.max_length)
             sentences.append(

@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """What is known of a target without its weights; enough to derive a draft from."""
+    """What is known of a target without its weights; enough to derive a draft from.
+
+    `rope_parameters` are transformers' (`rope_type`, `rope_theta`, ...). Where the target has A axes of positions
+    (M-RoPE), they say which axis each of a head's d rotary dimensions reads; dimension i and d/2 + i are rotated
+    together, with frequency i:
+
+    mrope_section      A numbers that sum to d/2. Without more: of each half, the first dimensions read the first
+                       axis, the next ones the second, and so on (arXiv 2409.12191, section 2.1)
+    mrope_interleaved  True: of each half, axis a > 0 has dimensions a, a + A, a + 2A, ..., as many as its section
+                       says, and axis 0 the others
+    mrope_layout       "doubled": the sections are twice as long and are laid over all d dimensions at once, so that the
+                       two of a pair read different axes
+    """
 
     name_or_path: str
     model_type: str

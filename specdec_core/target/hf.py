@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specdec_core.capture.features import CapturePlan, Features
-from specdec_core.data.batch import PADDING_DOCUMENT, Batch
+from specdec_core.data.batch import PADDING_DOCUMENT, Batch, concatenated
 from specdec_core.errors import UserError
 from specdec_core.nn.labels import LabelStats, label_loss
 from specdec_core.nn.linear import pack_linear, replace_linear
@@ -105,12 +105,30 @@ class HFTarget(Target):
         return {"input_ids": batch.ids, "position_ids": positions, **batch.extras}
 
     def continuation_inputs(self, ids: Tensor, start: int, depths: Tensor | None = None) -> dict[str, Any]:
-        """The decoder's keyword arguments for `ids` [n] that follow `start` cached tokens.
+        """The decoder's keyword arguments for `ids` [n] that follow cached tokens, the next position being `start`.
 
         `depths` [n] from 0 place the tokens of a tree; None is a chain.
         """
         positions = start + (torch.arange(ids.shape[0], device=ids.device) if depths is None else depths)
         return {"input_ids": ids[None], "position_ids": positions[None]}
+
+    def prompt_inputs(
+        self, prompts: Sequence[Sequence[int]], extras: Sequence[Mapping[str, Tensor]] = ()
+    ) -> dict[str, Any]:
+        """The keyword arguments of the model's own `generate` for prompts of any length, padded on the left.
+
+        `extras` are each prompt's further inputs; empty: there are none.
+        """
+        longest = max(map(len, prompts))
+        pad: int = self.model.generation_config.pad_token_id
+        missing = [longest - len(prompt) for prompt in prompts]
+        ids = [[pad] * gap + list(prompt) for gap, prompt in zip(missing, prompts, strict=True)]
+        mask = [[0] * gap + [1] * len(prompt) for gap, prompt in zip(missing, prompts, strict=True)]
+        return {
+            "input_ids": torch.tensor(ids, device=self.device),
+            "attention_mask": torch.tensor(mask, device=self.device),
+            **{name: tensor.to(self.device) for name, tensor in concatenated(extras).items()},
+        }
 
     @property
     def text_config(self) -> Any:
@@ -180,12 +198,7 @@ class HFTarget(Target):
         longest = max(map(len, prompts), default=0)
         if not longest:
             return [[] for _ in prompts]
-        pad: int = self.model.generation_config.pad_token_id
-        ids = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
-        mask = torch.tensor(
-            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=self.device
-        )
-        output = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens)
+        output = self.model.generate(**self.prompt_inputs(prompts, extras), max_new_tokens=max_new_tokens)
         return [self._until_stop(row) for row in output[:, longest:].tolist()]
 
     def save(self, directory: Path) -> None:

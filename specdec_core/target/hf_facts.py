@@ -39,7 +39,7 @@ def read_facts(target: TargetSection, config: Any, generation: Any, tokenizer: A
         tie_word_embeddings=bool(config.tie_word_embeddings),
         dtype=target.dtype,
         bos_token_id=_first(tokenizer, "bos_token_id"),
-        stop_token_ids=stop_tokens((generation, text, tokenizer), tokenizer),
+        stop_token_ids=stop_tokens((generation, config, text, tokenizer), tokenizer),
     )
 
 

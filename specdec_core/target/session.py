@@ -92,6 +92,7 @@ class HFDecodeSession(DecodeSession):
         self._cache = Cache(layers=list(self._buffers))
         self._length = 0
         self._appended = 0
+        self._ahead = 0
 
     @property
     def length(self) -> int:
@@ -105,6 +106,8 @@ class HFDecodeSession(DecodeSession):
             raise ValueError(f"a session decodes one sequence, the batch has {batch.ids.shape[0]} rows")
         count = batch.ids.shape[1]
         last_hidden, features = self._run(self.target.model_inputs(batch), count, count)
+        # Where an image stands, positions and slots part: what follows the prompt goes on from its last position.
+        self._ahead = int(batch.positions[..., -1].max()) + 1 - self._length
         return self.target.logits(last_hidden[0, -1]), features
 
     @torch.inference_mode()
@@ -117,7 +120,8 @@ class HFDecodeSession(DecodeSession):
         tree = None if parents is None or _is_chain(parents) else Tree.of(tuple(parents), self.target.device)
         if tree is not None and not self.target.knows_layouts:
             raise UserError('a tree of draft tokens can be verified only with target.attention = "sdpa"')
-        inputs = self.target.continuation_inputs(ids, self._length, None if tree is None else tree.depths)
+        start = self._length + self._ahead
+        inputs = self.target.continuation_inputs(ids, start, None if tree is None else tree.depths)
         with layout(tree):
             last_hidden, features = self._run(inputs, count, count if tree is None else tree.height)
         return self.target.logits(last_hidden[0]), features

@@ -137,9 +137,10 @@ def _loaders(
     config: RunConfig, engine: Engine, backbone: Backbone, facts: TargetFacts, say: Callable[[str], object]
 ) -> tuple[BatchLoader, BatchLoader | None]:
     tokenizer = backbone.tokenizer(config.target)
+    media = backbone.media(config.target)
 
     def loader(split: str, files: Sequence[Path]) -> BatchLoader:
-        prepared = prepare_dataset(config.data, files, tokenizer, facts.stop_token_ids, split=split)
+        prepared = prepare_dataset(config.data, files, tokenizer, facts.stop_token_ids, split=split, media=media)
         _check_vocabulary(prepared.rows, facts, split)
         say(f"data.{split}: {prepared.report.summary()}")
         return BatchLoader(

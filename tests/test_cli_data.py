@@ -149,7 +149,7 @@ def test_prompts_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
         {"messages": [{"from": "human", "value": "why?"}, answer], "truncated": True},
         {"id": "a", "messages": [question]},
         {"messages": [answer]},
-        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]},
         {"messages": []},
     ]
     file.write_text("\n".join(map(json.dumps, lines)))

@@ -21,7 +21,9 @@ from specdec_core.data.conversations import (
     Message,
     parse_conversation,
     read_conversations,
+    with_sources,
 )
+from specdec_core.data.media import Medium
 from specdec_core.errors import UserError, UserErrors
 
 USER = {"role": "user", "content": "Hi"}
@@ -69,6 +71,89 @@ def test_parts_that_are_not_text_are_kept() -> None:
     assert conversation.messages[0].content == parts
     with pytest.raises(LineError, match='part of type "image", and this target reads text only'):
         conversation.templated()
+
+
+IMAGES = [
+    {"type": "image", "image": "a.png"},
+    {"type": "image_url", "image_url": {"url": "https://host/a.png", "detail": "low"}},
+    {"type": "image_url", "image_url": "data:image/png;base64,AAAA"},
+    {"type": "image", "url": "a.png"},
+    {"type": "image", "path": "/a.png"},
+]
+
+
+def test_images_and_videos_in_the_order_of_the_text() -> None:
+    film = {"type": "video", "video": ["f0.png", "f1.png"], "fps": 2}
+    text = {"type": "text", "text": "Look"}
+    conversation = parsed(
+        talk({"role": "user", "content": [IMAGES[1], text, film, IMAGES[0]]}, ANSWER,
+             {"role": "tool", "content": [IMAGES[4]]}, ANSWER)
+    )  # fmt: skip
+    assert conversation.media == (
+        Medium("image", ("https://host/a.png",)),
+        Medium("video", ("f0.png", "f1.png"), 2),
+        Medium("image", ("a.png",)),
+        Medium("image", ("/a.png",)),
+    )
+    assert [len(message.media) for message in conversation.messages] == [3, 0, 1, 0]
+    bare = [message["content"] for message in conversation.templated(["image", "video"])]
+    assert bare == [
+        [{"type": "image"}, text, {"type": "video"}, {"type": "image"}], "Hello", [{"type": "image"}], "Hello",
+    ]  # fmt: skip
+    with pytest.raises(LineError, match='part of type "video", and this target reads text and images; remove the part'):
+        conversation.templated(["image"])
+    with pytest.raises(LineError, match='part of type "image_url", and this target reads text only; remove the part'):
+        conversation.templated()
+
+
+@pytest.mark.parametrize("part", IMAGES)
+def test_every_way_of_naming_an_image(part: dict[str, Any]) -> None:
+    (medium,) = parsed(talk({"role": "user", "content": [part]}, ANSWER)).media
+    assert medium.kind == "image"
+    assert medium.sources[0] in json.dumps(part)
+    seen: list[str] = []
+    assert with_sources(part, lambda source: seen.append(source) or "new")[next(iter(set(part) - {"type"}))] in (
+        "new", {"url": "new", "detail": "low"},
+    )  # fmt: skip
+    assert seen == list(medium.sources)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "image"}, 'is of type "image" but names no image; add the key "image" with a path, an http'),
+        (
+            {"type": "image_url", "image_url": {}},
+            "image_url.url must be a string, a path, an http(s) URL or a",
+        ),
+        (
+            {"type": "image", "image": 3},
+            " must be a string, a path, an http(s) URL or a data URI, found a number",
+        ),
+        ({"type": "image", "image": " "}, ".image is empty; name an image there"),
+        (
+            {"type": "video", "video": "a.mp4"},
+            ".video must be the list of the video's frames, each an image, found",
+        ),
+        ({"type": "video", "video": []}, "each an image, found an empty list"),
+        ({"type": "video"}, "each an image, found nothing"),
+        ({"type": "video", "video": ["a", None]}, ".video[1] must be a string, a path"),
+        ({"type": "video", "video": ["a"], "fps": 0}, ".fps must be a number above 0, the frames per second"),
+        ({"type": "video", "video": ["a"], "fps": True}, ".fps must be a number above 0"),
+        ({"type": "video", "video": ["a"], "fps": float("inf")}, ".fps must be a number above 0"),
+    ],
+)
+def test_media_that_are_not_named_right(part: dict[str, Any], message: str) -> None:
+    with pytest.raises(LineError) as caught:
+        parsed(talk({"role": "user", "content": [{"type": "text", "text": "x"}, part]}, ANSWER))
+    assert "conversations[0].content[1]" in caught.value.message
+    assert message in caught.value.message
+
+
+def test_targets_answer_in_text() -> None:
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "see"}, IMAGES[0]]}
+    with pytest.raises(LineError, match=r'tions\[1\]\.content\[1\] is of type "image", and targets answer in text'):
+        parsed(talk(USER, answer))
 
 
 def test_truncation_marks_an_answer_or_the_last_one() -> None:

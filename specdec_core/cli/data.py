@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.text import Text
     from transformers import PreTrainedTokenizerBase
 
+    from specdec_core.config.run import TargetSection
+    from specdec_core.data.media_reader import MediaReader
     from specdec_core.data.prepare import PreparedData
     from specdec_core.registry.resolve import ResolvedRun
     from specdec_core.target.base import Backbone, Target, TargetFacts
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 SUPERVISED = "bold green"
 CONTEXT = "dim"
 SMALLEST_VOCABULARY = 1024
+MANY = 4
 
 app = typer.Typer(no_args_is_help=True, help="Look at training data, make it, size its vocabulary.")
 
@@ -93,31 +96,38 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer; one cut there is marked so.")] = 192,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 64,
     dtype: Annotated[str, typer.Option(help="Type the target is loaded in: float32, bfloat16 or float16.")] = "float32",
+    images: Annotated[str, typer.Option(help="strict or lenient, as data.images.")] = "strict",
 ) -> None:
     """Let a target answer prompts greedily, for training on its own words.
 
-    Answers that run in a loop are left out. If interrupted, the same command goes on where it stopped.
+    Prompts may hold images if the target reads them. Answers that run in a loop are left out. If interrupted, the same
+    command goes on where it stopped.
 
     Example: specdec data generate prompts.jsonl --target org/model --backbone causal-lm --out train.jsonl
     """
     from specdec_core.data.generate import generate_conversations, remaining_prompts
-    from specdec_core.data.prompts import read_prompts
+    from specdec_core.data.prompts import PromptReader, read_prompts
+    from specdec_core.data.template import ChatTemplate
 
     if out.suffix == ".gz":
         raise UserError(f"--out {out}: answers are added line by line; write a .jsonl file and compress it afterwards")
-    records = read_prompts(prompts)
+    section, family = _target(target, backbone, dtype)
+    media = _media_reader(family, section, images)
+    records = read_prompts(prompts, media, out.parent)
     with _writing(out):
         waiting = remaining_prompts(records, out)
     done = len(records) - len(waiting)
     if not waiting:
         typer.echo(f"{out}: all {len(records):,} prompts have been answered")
         return
-    loaded = _load_target(target, backbone, dtype)
+    loaded = _load_target(family, section)
+    markers = media.processor.markers if media else {}
+    template = ChatTemplate(loaded.tokenizer, loaded.facts.stop_token_ids, markers=markers)
     written = 0
     with _progress(len(records), done) as on_progress, _writing(out), out.open("a", encoding="utf-8") as file:
         answered = generate_conversations(
             waiting,
-            tokenizer=loaded.tokenizer,
+            reader=PromptReader(template, media, out.parent),
             generate=loaded.generate,
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
@@ -166,9 +176,25 @@ def _marked(ids: list[int], mask: list[bool], tokenizer: PreTrainedTokenizerBase
 
     text = Text()
     for supervised, run in groupby(zip(ids, mask, strict=True), key=lambda token: token[1]):
-        part = tokenizer.decode([token for token, _ in run])
+        part = _decoded([token for token, _ in run], tokenizer)
         text.append(f"⟦{part}⟧" if supervised and not coloured else part, style=SUPERVISED if supervised else CONTEXT)
     return text
+
+
+def _decoded(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of `ids`; of a special token many times over, as images are, only the number."""
+    from itertools import groupby
+
+    pieces: list[str] = []
+    waiting: list[int] = []
+    for token, repeated in groupby(ids):
+        times = len(list(repeated))
+        if times < MANY or token not in tokenizer.added_tokens_decoder:
+            waiting += [token] * times
+            continue
+        pieces += [tokenizer.decode(waiting), f"{tokenizer.decode([token])}×{times}"]
+        waiting = []
+    return "".join([*pieces, tokenizer.decode(waiting)])
 
 
 def _sizes(vocab_size: int) -> list[int]:
@@ -177,8 +203,8 @@ def _sizes(vocab_size: int) -> list[int]:
     return [*(size for size in powers if size < vocab_size), vocab_size]
 
 
-def _load_target(path: str, name: str, dtype: str) -> Target:
-    """A target without a run config. Raises UserError if the plugin, the path or the type is wrong."""
+def _target(path: str, name: str, dtype: str) -> tuple[TargetSection, Backbone]:
+    """A target and its family without a run config. Raises UserError if the plugin or the type is wrong."""
     from pydantic import ValidationError
 
     from specdec_core.config.run import TargetSection
@@ -192,8 +218,25 @@ def _load_target(path: str, name: str, dtype: str) -> Target:
     record = Registry.discover().find("backbone", name)
     assert record.spec is not None
     implementation = import_reference(record.spec.implementation, f"backbone {name} of {record.source}")
-    backbone: Backbone = implementation(options_model(record)())
+    return section, implementation(options_model(record)())
 
+
+def _media_reader(backbone: Backbone, section: TargetSection, images: str) -> MediaReader | None:
+    """How the target reads images, by the defaults of [data]; None: it reads text only."""
+    from pydantic import ValidationError
+
+    from specdec_core.config.run import DataSection
+    from specdec_core.data.prepare import media_reader
+
+    try:
+        data = DataSection.model_validate({"images": images})
+    except ValidationError as error:
+        raise UserError(f"--images is {images}; it may be strict or lenient") from error
+    processor = backbone.media(section)
+    return None if processor is None else media_reader(data, processor)
+
+
+def _load_target(backbone: Backbone, section: TargetSection) -> Target:
     import torch
 
     return backbone.load(section, "cuda" if torch.cuda.is_available() else "cpu")

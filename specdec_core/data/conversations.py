@@ -378,6 +378,17 @@ def _medium(part: Mapping[str, Any]) -> Medium:
     return Medium("image", (value["url"] if isinstance(value, dict) else value,))
 
 
+def with_sources(part: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """A checked part with `change` applied to each source of its medium, in their order; other parts as they are."""
+    if part["type"] == "video":
+        return {**part, "video": [change(frame) for frame in part["video"]]}
+    if part["type"] not in MEDIA_KINDS:
+        return dict(part)
+    key = next(key for key in IMAGE_KEYS if key in part)
+    value = part[key]
+    return {**part, key: {**value, "url": change(value["url"])} if isinstance(value, dict) else change(value)}
+
+
 def _truncated(item: Mapping[str, Any], where: str) -> bool:
     value = item.get("truncated", False)
     if not isinstance(value, bool):

@@ -97,16 +97,17 @@ def tokenised(
     """
     fingerprint = _fingerprint(files, template, max_length, media)
     root = cache_root(cache_dir)
-    for generation in count():
-        path = root / (f"{fingerprint}-{generation}" if generation else fingerprint)
-        found = path.exists()
-        if not found:
-            with _writing(root), tempfile.TemporaryDirectory(dir=root, prefix="building-") as scratch:
-                _build(files, _SequenceMaker(template, media, files, max_length), on_error, num_proc, Path(scratch))
-                _publish(Path(scratch) / "table", path)
+    paths = (root / f"{fingerprint}-{generation}" if generation else root / fingerprint for generation in count())
+    made: list[Path] = []
+    while (path := next(paths)).exists():
+        made.append(path)
+    tables = (Dataset.load_from_disk(str(older)) for older in reversed(made))
+    table = next((table for table in tables if media is None or not _outdated(table, files, on_error)), None)
+    if table is None:
+        with _writing(root), tempfile.TemporaryDirectory(dir=root, prefix="building-") as scratch:
+            _build(files, _SequenceMaker(template, media, files, max_length), on_error, num_proc, Path(scratch))
+            _publish(Path(scratch) / "table", path)
         table = Dataset.load_from_disk(str(path))
-        if not found or media is None or not _outdated(table, files, on_error):
-            break
     if on_error == "error":
         raise_problems(problems(table, files))
     return table, fingerprint if media is None else _with_digests(fingerprint, table)

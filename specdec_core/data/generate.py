@@ -12,13 +12,22 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from specdec_core.data.conversations import LineError
+from specdec_core.data.prompts import PromptReader
 from specdec_core.errors import UserError
 
-Generate = Callable[[list[list[int]], int], list[list[int]]]
-"""From prompts' token ids and a limit to the new tokens of each, the stop token included."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Generate = Callable[[list[list[int]], int, "list[Mapping[str, Tensor]]"], list[list[int]]]
+"""From prompts' token ids, a limit and the inputs of their images to new tokens, the stop token included.
+
+See `Target.generate`.
+"""
 
 _Item = TypeVar("_Item")
 
@@ -32,7 +41,7 @@ LINE_LENGTH = 20
 def generate_conversations(
     prompts: Sequence[Mapping[str, Any]],
     *,
-    tokenizer: Any,
+    reader: PromptReader,
     generate: Generate,
     max_new_tokens: int,
     batch_size: int,
@@ -44,17 +53,22 @@ def generate_conversations(
     Prompts of like length are answered together, but sorted only within a chunk of a few batches,
     so that what has been yielded is always a fair sample. After each chunk `on_progress` is told
     how many prompts have been handled; those not yielded by then were dropped.
+
+    Raises UserError if the chat template refuses a prompt, or an image can no longer be read.
     """
+    tokenizer = reader.template.tokenizer
     handled = 0
     for chunk in _batches(prompts, BATCHES_PER_CHUNK * batch_size):
         dialogues = [_Dialogue(prompt) for prompt in chunk]
         waiting = [dialogue for dialogue in dialogues if dialogue.questions]
         while waiting:
             for dialogue in waiting:
-                dialogue.ask(tokenizer)
+                dialogue.ask(reader)
             waiting.sort(key=lambda dialogue: len(dialogue.prompt_ids))
             for batch in _batches(waiting, batch_size):
-                answers = generate([dialogue.prompt_ids for dialogue in batch], max_new_tokens)
+                ids = [dialogue.prompt_ids for dialogue in batch]
+                extras = [dialogue.inputs(reader) for dialogue in batch]
+                answers = generate(ids, max_new_tokens, extras if any(extras) else [])
                 for dialogue, answer in zip(batch, answers, strict=True):
                     dialogue.answer(answer, tokenizer, max_new_tokens, drop_loops)
             waiting = [dialogue for dialogue in waiting if dialogue.questions]
@@ -132,12 +146,15 @@ class _Dialogue:
         self.answered = False
         self.truncated = False
 
-    def ask(self, tokenizer: Any) -> None:
+    def ask(self, reader: PromptReader) -> None:
         """Render everything up to the next answer."""
-        text = tokenizer.apply_chat_template(
-            [*self.messages, self.questions[0]], add_generation_prompt=True, tokenize=False
-        )
-        self.prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        with self._named():
+            self.prompt_ids = reader.ids([*self.messages, self.questions[0]])
+
+    def inputs(self, reader: PromptReader) -> Mapping[str, Tensor]:
+        """The target's inputs for the images of what was asked last."""
+        with self._named():
+            return reader.inputs([*self.messages, self.questions[0]])
 
     def answer(self, tokens: list[int], tokenizer: Any, max_new_tokens: int, drop_loops: bool) -> None:
         """Take the answer to the question just asked, or end the conversation before it."""
@@ -152,6 +169,13 @@ class _Dialogue:
             self.questions = []
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")
         self.messages += [question, {"role": "assistant", "content": text}]
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except LineError as error:
+            raise UserError(f'prompt "{self.prompt["id"]}": {error.message}') from error
 
     def record(self) -> dict[str, Any]:
         """Return the prompt's record with the answers in it."""

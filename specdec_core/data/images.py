@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import struct
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -32,7 +33,7 @@ MAX_PIXELS = 89_478_485
 """Pixels from which Pillow itself warns; from twice as many on it refuses."""
 
 # Pillow knows more; those are rare, or run other programs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 # Cameras write a second picture after a JPEG's first (a preview, a depth map) and name the file .jpg all the same.
 SAME_FORMAT: Mapping[str, str] = {"MPO": "JPEG"}
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr", "CMYK", "I;16", "I;16L", "I;16B")
@@ -56,6 +57,8 @@ BEGINNINGS: tuple[tuple[str, str, Known], ...] = (
     (r"PK\x03\x04", "a ZIP archive", "foreign"),
     (r"....ftyp|\x1a\x45\xdf\xa3", "a film", "foreign"),
 )
+# Where headers keep width and height.
+SIZES = ((b"\x89PNG", 16, ">II"), (b"BM", 18, "<ii"))
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,6 @@ class ImageReader:
 
     def _decoded(self, content: bytes, source: str) -> Picture:
         image = self._opened(content)
-        if not image.width or not image.height:
-            raise LineError(
-                "empty image", f"is {image.width} × {image.height} pixels, so that it is empty; leave it out"
-            )
         if image.width * image.height > self.max_pixels:
             raise self._huge(f"{image.width:,} × {image.height:,} pixels")
         self._check_name(image, source)
@@ -111,7 +110,7 @@ class ImageReader:
         """The image with its header read."""
         pillow = _pillow()
         try:
-            image: Picture = pillow.open(BytesIO(content), formats=FORMATS)
+            image: Picture = pillow.open(BytesIO(content), formats=[name for name in FORMATS if name in pillow.OPEN])
         except pillow.DecompressionBombError as error:
             raise self._huge(f"more than {2 * MAX_PIXELS:,} pixels") from error
         except Exception as error:  # Pillow's readers fail in all the ways that damaged bytes can make them
@@ -140,12 +139,22 @@ def _refuse(content: bytes, error: Exception) -> NoReturn:
     beginning = content[:1024]
     for pattern, name, known in BEGINNINGS:
         if re.match(pattern.encode("latin-1"), beginning, re.DOTALL | re.IGNORECASE):
+            if known == "read" and _says_zero(content):
+                raise LineError("empty image", "has a width or a height of 0 pixels; leave it out") from error
             if known == "read":
                 raise _damaged(error) from error
             if known == "unsupported":
                 raise LineError("unsupported image", f"is {name}, which is not read; save it as PNG or JPEG") from error
             raise LineError("not an image", f"is no image but {name}; put the image in its place") from error
     raise LineError("not an image", "is no image: its first bytes are those of no known format") from error
+
+
+def _says_zero(content: bytes) -> bool:
+    """Whether a header gives a size of zero, which Pillow takes for damage."""
+    for beginning, offset, layout in SIZES:
+        if content.startswith(beginning) and len(content) >= offset + struct.calcsize(layout):
+            return 0 in struct.unpack_from(layout, content, offset)
+    return False
 
 
 def _damaged(error: Exception) -> LineError:

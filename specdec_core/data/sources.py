@@ -156,7 +156,7 @@ def _kept(url: str, downloads: Path) -> Path:
 
 def _read_remote(url: str, downloads: Path) -> bytes:
     kept = _kept(url, downloads)
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
         return kept.read_bytes()
     content = _download(url)
     if content:

@@ -17,7 +17,7 @@ from specdec_core.capture.features import CapturePlan
 from specdec_core.decode.loop import Emission, decode, prompt_batch
 from specdec_core.decode.tree import DraftTree
 from specdec_core.errors import UserError
-from specdec_core.evaluate.evaluator import EncodedPrompt, Method, evaluate
+from specdec_core.evaluate.evaluator import Method, evaluate
 from specdec_core.evaluate.prompts import Prompt
 from specdec_core.evaluate.report import as_json, conditions_line, figures_lines
 from specdec_core.evaluate.run import DRAFT, Measured
@@ -230,12 +230,14 @@ def test_the_context_is_filled_and_not_passed(length: int) -> None:
 
 
 def test_a_report_says_that_drafts_were_trees_and_how_large() -> None:
-    prompts = [EncodedPrompt(Prompt("p", "sums", ({"role": "user", "content": "Count."},)), (0,))]
+    prompts = [Prompt("p", "sums", ({"role": "user", "content": "Count."},))]
     methods = [
         Method(DRAFT, 4, lambda: TreeDrafter(comb)),
         Method("a chain", 4, lambda: ScriptedDrafter(lambda text, n: [])),
     ]
-    evaluation = evaluate(counting_target(), prompts, methods, max_new_tokens=14)
+    evaluation = evaluate(
+        counting_target(), prompts, lambda _: prompt_batch(torch.tensor([0])), methods, max_new_tokens=14
+    )
     evaluation.check()
     measured = Measured(evaluation, {}, "float32")
     assert "plain; tree of up to 8 nodes (on average 6.7), T = 0, " in conditions_line(measured)

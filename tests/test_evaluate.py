@@ -21,11 +21,12 @@ from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.cli.generate import print_stream
 from specdec_core.cli.main import app
 from specdec_core.config.run import RunConfig
-from specdec_core.decode.loop import Emission
+from specdec_core.data.batch import Batch
+from specdec_core.decode.loop import Emission, prompt_batch
 from specdec_core.decode.text import TextStream
 from specdec_core.errors import UserError
 from specdec_core.evaluate.compare import TIE, compare
-from specdec_core.evaluate.evaluator import ALONE, EncodedPrompt, Evaluation, EvaluationError, Method, evaluate
+from specdec_core.evaluate.evaluator import ALONE, Evaluation, EvaluationError, Method, evaluate
 from specdec_core.evaluate.overlap import Overlap
 from specdec_core.evaluate.prompts import Prompt
 from specdec_core.evaluate.report import as_json, render
@@ -48,8 +49,13 @@ def counting_logits(ids: Tensor) -> Tensor:
     return torch.eye(VOCAB)[(ids + 1) % VOCAB]
 
 
-def encoded(*ids: int, category: str = "sums", name: str = "p") -> EncodedPrompt:
-    return EncodedPrompt(Prompt(name, category, ({"role": "user", "content": "Count."},)), ids)
+def asked(*ids: int, category: str = "sums", name: str = "p") -> Prompt:
+    """A prompt of ids, as `encode` reads them."""
+    return Prompt(name, category, ({"role": "user", "content": " ".join(map(str, ids))},))
+
+
+def encode(prompt: Prompt) -> Batch:
+    return prompt_batch(torch.tensor([int(word) for word in prompt.text.split()], dtype=torch.int64))
 
 
 def draft(script: Callable[[list[int], int], Sequence[int]] = counting, k: int = 3, name: str = DRAFT) -> Method:
@@ -116,8 +122,8 @@ class RoundingSession(PlainSession):
         return logits, features
 
 
-def run(target: PlainTarget, *methods: Method, prompts: Sequence[EncodedPrompt] = (encoded(0),)) -> Evaluation:
-    return evaluate(target, prompts, methods, max_new_tokens=20)
+def run(target: PlainTarget, *methods: Method, prompts: Sequence[Prompt] = (asked(0),)) -> Evaluation:
+    return evaluate(target, prompts, encode, methods, max_new_tokens=20)
 
 
 def test_a_tie_is_counted_and_passes() -> None:
@@ -190,7 +196,7 @@ def test_speed_is_that_of_the_decode_phase(seconds: Callable[[float], None]) -> 
         draft(timed(seconds, half_right), k=2),
         draft(counting, 3, BASELINE),
     ]
-    evaluation = evaluate(timed_target(seconds), [encoded(0), encoded(9)], methods, max_new_tokens=17)
+    evaluation = evaluate(timed_target(seconds), [asked(0), asked(9)], encode, methods, max_new_tokens=17)
     alone, perfect, half, free = (evaluation.tally(method) for method in evaluation.methods)
     assert (alone.tau, alone.tokens_per_second, alone.acceptance) == (1.0, 1.0, ())
     assert (perfect.tau, perfect.tokens_per_second, perfect.acceptance) == (4.0, 4 / 1.5, (1.0, 1.0, 1.0))
@@ -214,7 +220,8 @@ def test_methods_take_turns_in_alternating_order() -> None:
     done: list[tuple[int, int]] = []
     evaluate(
         PlainTarget(counting_logits, VOCAB),
-        [encoded(0), encoded(1), encoded(2)],
+        [asked(0), asked(1), asked(2)],
+        encode,
         [noted("a"), noted("b")],
         max_new_tokens=3,
         on_progress=lambda *count: done.append(count),
@@ -227,7 +234,7 @@ def test_sampled_output_is_not_compared_and_repeats_with_the_seed() -> None:
     target = PlainTarget(lambda ids: counting_logits(ids) * 3, VOCAB)
 
     def texts(seed: int) -> list[tuple[int, ...]]:
-        evaluation = evaluate(target, [encoded(0)], [draft()], max_new_tokens=30, temperature=1.0, seed=seed)
+        evaluation = evaluate(target, [asked(0)], encode, [draft()], max_new_tokens=30, temperature=1.0, seed=seed)
         assert all(result.comparison is None for result in evaluation.results)
         assert "Outputs were sampled" in text_of(evaluation)
         return [result.tokens for result in evaluation.results]
@@ -237,16 +244,16 @@ def test_sampled_output_is_not_compared_and_repeats_with_the_seed() -> None:
 
 def test_stop_tokens_end_the_texts_of_all_alike() -> None:
     target = PlainTarget(counting_logits, VOCAB, stop_token_ids=(9,))
-    evaluation = evaluate(target, [encoded(0)], [draft(k=4)], max_new_tokens=60)
+    evaluation = evaluate(target, [asked(0)], encode, [draft(k=4)], max_new_tokens=60)
     assert {result.tokens for result in evaluation.results} == {tuple(range(1, 10))}
 
 
 def test_prompts_are_checked_before_anything_is_decoded() -> None:
     target = PlainTarget(counting_logits, VOCAB, context=4)
     with pytest.raises(UserError, match="prompt long has 4 tokens and the target's context holds 4"):
-        evaluate(target, [encoded(1), encoded(1, 2, 3, 4, name="long")], [], max_new_tokens=5)
+        evaluate(target, [asked(1), asked(1, 2, 3, 4, name="long")], encode, [], max_new_tokens=5)
     with pytest.raises(UserError, match=r"no prompts to evaluate on: name some in eval\.prompts or with --prompts"):
-        evaluate(target, [], [], max_new_tokens=5)
+        evaluate(target, [], encode, [], max_new_tokens=5)
 
 
 # The report
@@ -261,13 +268,13 @@ def text_of(evaluation: Evaluation, overlaps: dict[str, Overlap] | None = None, 
 
 @pytest.fixture
 def evaluation(seconds: Callable[[float], None]) -> Evaluation:
-    prompts = [encoded(0), encoded(9), encoded(30, category="poems", name="q")]
+    prompts = [asked(0), asked(9), asked(30, category="poems", name="q")]
     methods = [
         draft(timed(seconds, counting), k=2),
         draft(timed(seconds, counting), k=3),
         draft(timed(seconds, half_right), 3, BASELINE),
     ]
-    return evaluate(timed_target(seconds), prompts, methods, max_new_tokens=25)
+    return evaluate(timed_target(seconds), prompts, encode, methods, max_new_tokens=25)
 
 
 def test_the_report_says_what_was_found_and_how(evaluation: Evaluation) -> None:
@@ -294,7 +301,7 @@ def test_a_draft_of_another_type_than_the_targets_is_said_to_be(evaluation: Eval
 
 def test_a_draft_that_slows_the_target_down_is_called_that(seconds: Callable[[float], None]) -> None:
     wrong = draft(timed(seconds, lambda text, n: [0] * n), k=3)
-    evaluation = evaluate(timed_target(seconds), [encoded(0)], [wrong], max_new_tokens=26)
+    evaluation = evaluate(timed_target(seconds), [asked(0)], encode, [wrong], max_new_tokens=26)
     assert "With the draft: 0.68× the target's own speed (SLOWER)" in text_of(evaluation)
 
 
@@ -318,15 +325,10 @@ def test_the_json_holds_everything(evaluation: Evaluation) -> None:
 
 
 class ByteTokenizer:
-    """A byte a token; renders a chat as its last message. Token 10, the newline, stops."""
+    """A byte a token; a chat is its last message. Token 10, the newline, stops."""
 
-    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        assert not add_special_tokens
-        return {"input_ids": list(text.encode())}
-
-    def apply_chat_template(self, messages: list[dict[str, str]], **options: object) -> str:
-        assert options["add_generation_prompt"] is True
-        return messages[-1]["content"]
+    def encode(self, messages: Sequence[dict[str, Any]], directory: Path = Path()) -> Batch:
+        return prompt_batch(torch.tensor(list(Prompt("", "", tuple(messages)).text.encode())))
 
     def decode(self, ids: Sequence[int], **options: object) -> str:
         return bytes(ids).replace(b"\n", b"").decode(errors="replace")
@@ -351,22 +353,21 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         raw["data"] = {"train": [str(tmp_path / "train.jsonl")]}
         raw["eval"] = {"max_new_tokens": 40, "num_draft_tokens": 2}
         raw["eval"] |= {key.removeprefix("eval."): value for key, value in (o.split("=") for o in overrides)}
-        target = PlainTarget(byte_logits, 256, stop_token_ids=(10,), tokenizer=ByteTokenizer())
+        tokenizer = ByteTokenizer()
+        target = PlainTarget(byte_logits, 256, stop_token_ids=(10,), tokenizer=tokenizer)
         return SimpleNamespace(
             config=RunConfig.model_validate(raw),
             resolved=SimpleNamespace(prompts=(), baselines=()),
             target=target,
+            media=None,
+            encoder=lambda: tokenizer,
             plan=CapturePlan(last_hidden=True),
             drafter=byte_drafter,
             draft_dtype="float32",
             target_step=None,
         )
 
-    def template(*_: object) -> SimpleNamespace:
-        return SimpleNamespace(source="")
-
     monkeypatch.setattr("specdec_core.checkpoint.open.open_for_decoding", open_run)
-    monkeypatch.setattr("specdec_core.decode.text.ChatTemplate", template)
 
     def invoke(*arguments: str, stdin: str | None = None) -> Any:
         return CliRunner().invoke(app, list(arguments), input=stdin)

@@ -218,13 +218,11 @@ def test_eval_and_generate_decode_with_the_trained_target(
 
 
 def encoded(opened: Any, file: Path, names: list[str]) -> list[list[int]]:
-    from specdec_core.decode.text import PromptEncoder
     from specdec_core.evaluate.config import JsonlPromptsConfig
     from specdec_core.evaluate.prompts import JsonlPrompts
 
     by_id = {prompt.id: prompt for prompt in JsonlPrompts(JsonlPromptsConfig(path=str(file)))}
-    encoder = PromptEncoder(opened.target)
-    return [list(encoder.encode(by_id[name].messages)) for name in names]
+    return [opened.encoder().encode(by_id[name].messages).ids[0].tolist() for name in names]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def write(path: Path, *records: object) -> Path:
 )
 def test_the_first_question_of_every_layout(tmp_path: Path, record: dict[str, Any]) -> None:
     (prompt,) = read(write(tmp_path / "some.jsonl", {"id": 7, "category": "sums", **record}))
-    assert prompt == Prompt("7", "sums", (USER,))
+    assert prompt == Prompt("7", "sums", (USER,), tmp_path)
     assert prompt.text == "Why?"
 
 
@@ -85,7 +85,8 @@ def test_compressed_with_a_byte_order_mark(tmp_path: Path) -> None:
         ({"turns": []}, "a.jsonl:2: .*is empty"),
         ({"messages": [{"role": "usr", "content": "x"}]}, 'a.jsonl:2: .*did you mean "user"'),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "a.jsonl:2: has no message of the user"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}]}]}, "a.jsonl:2: .*text only"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "image": ""}]}]}, "a.jsonl:2: .*is empty"),
+        ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, 'a.jsonl:2: .*a part of type "audio"'),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: object, message: str) -> None:

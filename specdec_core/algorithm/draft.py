@@ -31,7 +31,7 @@ class Draft(nn.Module, ABC):
     @abstractmethod
     def backbone(self, embeds: Tensor, hidden: Tensor, attention: Any, positions: Tensor, cache: Any = None) -> Tensor:
         """[B, S, H] states from which `compute_logits` reads. `attention` is a plan, never a dense mask;
-        `positions` is [B, S] or, for M-RoPE, [3, B, S]."""
+        `positions` is [B, S] or, on A axes, [A, B, S] (see `specdec_core.nn.rotary`)."""
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """[B, S, H] -> [B, S, V'] or [heads, B, S, V']. Default: the target's head."""

@@ -21,6 +21,8 @@ from specdec_core.checkpoint.weights import find_checkpoint, load_target_weights
 from specdec_core.config.load import problem_report, validate_config
 from specdec_core.config.overrides import apply_overrides
 from specdec_core.config.run import RunConfig
+from specdec_core.data.media import MediaProcessor
+from specdec_core.decode.text import PromptEncoder
 from specdec_core.engine.device import choose_device
 from specdec_core.engine.masters import cast_parameters
 from specdec_core.errors import UserError
@@ -41,6 +43,7 @@ class Opened(ABC):
     """
 
     resolved: ResolvedRun
+    backbone: Backbone
     target: Target
     algorithm: Algorithm
     draft_dtype: str | None
@@ -63,6 +66,20 @@ class Opened(ABC):
     @abstractmethod
     def drafter(self) -> Drafter:
         """A drafter for one sequence."""
+
+    @property
+    def media(self) -> MediaProcessor | None:
+        """How the target reads images and videos; None if it reads text only."""
+        return self.backbone.media(self.config.target)
+
+    def encoder(self) -> PromptEncoder:
+        """From messages to what the target reads, images by the policy of [data]."""
+        data, media = self.config.data, self.media
+        if media is None:
+            return PromptEncoder(self.target, data.chat_template)
+        from specdec_core.data.prepare import media_reader  # brings what training data needs, slow to import
+
+        return PromptEncoder(self.target, data.chat_template, media_reader(data, media))
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,6 @@ class OpenedRun(Opened):
     path: Path
     step: int
     trained_target: bool
-    backbone: Backbone
 
     @property
     def target_step(self) -> int | None:
@@ -118,7 +134,8 @@ def open_config(path: Path, registry: Registry, *, overrides: Sequence[str] = ()
     `overrides` are `section.key=value`. Raises UserError if the config is wrong or its algorithm has to be trained.
     """
     resolved, algorithm = read_untrained(path, registry, overrides=overrides)
-    return OpenedConfig(resolved, _load_target(resolved.backbone.load(), resolved), algorithm, None)
+    backbone: Backbone = resolved.backbone.load()
+    return OpenedConfig(resolved, backbone, _load_target(backbone, resolved), algorithm, None)
 
 
 def read_untrained(
@@ -172,6 +189,7 @@ def open_run(
         int8.quantize_linear(draft)
     return OpenedRun(
         resolved=resolved,
+        backbone=backbone,
         target=target,
         algorithm=algorithm,
         draft=draft,
@@ -179,7 +197,6 @@ def open_run(
         step=checkpoint.step,
         draft_dtype=draft_dtype,
         trained_target=bool(checkpoint.target),
-        backbone=backbone,
     )
 
 

@@ -27,6 +27,15 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", show_default=False, help="Read from stdin if it is not given.")
     ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image",
+            metavar="IMAGE",
+            show_default=False,
+            help="A path, a URL or a data URI, shown before the prompt; may be repeated.",
+        ),
+    ] = None,
     k: Annotated[
         int | None,
         typer.Option(
@@ -38,11 +47,12 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Seed of sampling.", show_default=False)] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="The target alone, for comparison.")] = False,
 ) -> None:
-    """Answer a prompt, printing the text as it comes.
+    """Answer a prompt, about images if some are given, printing the text as it comes.
 
     On a terminal the accepted draft tokens are green. What is not given is taken from the run's [eval] section.
 
     Example: specdec generate runs/demo "Why is the sky blue?"
+    With an image: specdec generate runs/vision --image cat.jpg "What is this?"
     """
     text = sys.stdin.read() if prompt is None else prompt
     if not text.strip():
@@ -54,10 +64,11 @@ def generate(
     from specdec_core.algorithm.proposal import Sampling
     from specdec_core.checkpoint.open import open_for_decoding
     from specdec_core.decode.loop import decode
-    from specdec_core.decode.text import PromptEncoder, TextStream
+    from specdec_core.decode.text import TextStream
     from specdec_core.evaluate.tally import Tally
     from specdec_core.registry.registry import Registry
 
+    content = [*({"type": "image", "image": path} for path in image or ()), {"type": "text", "text": text}]
     opened = open_for_decoding(run, Registry.discover())
     target, defaults = opened.target, opened.config.eval
     sampling = Sampling(
@@ -67,7 +78,7 @@ def generate(
     emissions = decode(
         target,
         None if no_draft else opened.drafter(),
-        PromptEncoder(target, opened.config.data.chat_template).encode([{"role": "user", "content": text}]),
+        opened.encoder().encode([{"role": "user", "content": content}]),
         plan=None if no_draft else opened.plan,
         num_draft_tokens=k or defaults.num_draft_tokens,
         max_new_tokens=max_new_tokens or defaults.max_new_tokens,

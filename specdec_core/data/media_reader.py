@@ -47,6 +47,11 @@ class MediaReader:
             seen.append(SeenMedium(replacement, digests))
         return seen
 
+    def read(self, media: Sequence[Medium], directory: Path) -> ProcessedMedia:
+        """What the media of one text are to the target. Raises LineError that names the one that cannot be used."""
+        loaded = [self._load(medium, number, directory)[0] for number, medium in enumerate(media, start=1)]
+        return self._processed(loaded, "an image") if loaded else ProcessedMedia()
+
     def inputs(
         self, media: Sequence[Medium], directory: Path, digests: Sequence[Digests] | None = None
     ) -> Mapping[str, Tensor]:

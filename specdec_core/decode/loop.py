@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +46,7 @@ class Emission:
 def decode(
     target: Target,
     drafter: Drafter | None,
-    prompt_ids: Sequence[int],
+    prompt: Batch | Sequence[int],
     *,
     plan: CapturePlan | None = None,
     num_draft_tokens: int = 4,
@@ -56,30 +56,35 @@ def decode(
 ) -> Generator[Emission, None, None]:
     """Decode one prompt, yielding after each forward of the target.
 
+    `prompt` is token ids, or a batch of one row with all that the target reads (see `PromptEncoder`).
     The text is the target's own: token for token with temperature 0, in distribution above. `drafter` None is the
     target alone, in the same session and loop. `plan` is what the drafter reads of the target. The text ends with the
     first of `stop_token_ids`, after exactly `max_new_tokens` tokens, or where the target's context is full.
     `num_draft_tokens` is the length of a chain and the depth of a tree, which may hold more nodes. No more is verified
     than can still be emitted: what a drafter proposes beyond that is cut off.
     Raises UserError if the prompt is empty or fills the context, or if a proposal is a tree that the target cannot
-    verify; ValueError if it is malformed (see `Proposal`).
+    verify; ValueError if it is malformed (see `Proposal`), or if the batch has several rows.
     """
     sampling = sampling or Sampling()
     stops = frozenset(stop_token_ids)
-    limit = _token_limit(target, len(prompt_ids), max_new_tokens)
-    session = target.decode(plan or CapturePlan(), len(prompt_ids) + limit)
+    batch = prompt if isinstance(prompt, Batch) else prompt_batch(torch.tensor(prompt, dtype=torch.int64))
+    if len(batch.ids) != 1:
+        raise ValueError(f"a prompt is one row, the batch has {len(batch.ids)}")
+    length = batch.ids.shape[1]
+    limit = _token_limit(target, length, max_new_tokens)
+    session = target.decode(plan or CapturePlan(), length + limit)
     clock = Clock(target.device)
 
     start = clock.mark()
-    prompt = torch.tensor(prompt_ids, dtype=torch.int64, device=target.device)
-    logits, features = session.prefill(prompt_batch(prompt))
+    batch = batch.to(target.device)
+    logits, features = session.prefill(batch)
     last = next_tokens(logits.unsqueeze(0), sampling)
     token = int(last)
     remaining = limit - 1
     done = token in stops or remaining == 0
     read = clock.mark()
     if drafter and not done:
-        drafter.begin(Verified(ids=torch.cat([prompt, last]), features=features, start=0))
+        drafter.begin(Verified(torch.cat([batch.ids[0], last]), features, 0, batch.positions[..., 0, :]))
     end = clock.mark()
     yield Emission((token,), 0, 0, 0, clock.seconds(read, end), clock.seconds(start, read), prefill=True)
 
@@ -102,7 +107,8 @@ def decode(
         verdict = verify(ids[1:], tree, logits, probs, sampling)
         session.keep(verdict.slots)
         last, stands = verdict.last, verdict.index
-        verified = Verified(torch.cat([ids[stands], last]), features.select(stands), position)
+        rotary = positions_after(batch, position, len(verdict.slots))
+        verified = Verified(torch.cat([ids[stands], last]), features.select(stands), position, rotary)
         end = clock.mark()
 
         tokens, nodes = verdict.tokens, ids.numel() - 1
@@ -132,15 +138,31 @@ def _token_limit(target: Target, prompt_length: int, max_new_tokens: int) -> int
     return min(max_new_tokens, context - prompt_length)
 
 
-def prompt_batch(prompt: Tensor) -> Batch:
-    """A prompt's ids [S] as the one row that a session reads."""
+def prompt_batch(prompt: Tensor, positions: Tensor | None = None, extras: Mapping[str, Tensor] | None = None) -> Batch:
+    """A prompt's ids [S] as the one row that a session reads.
+
+    `positions` is [S] or [A, S], None for those of text; `extras` are the further inputs of the target.
+    """
+    if positions is None:
+        positions = torch.arange(prompt.numel(), device=prompt.device)
     ids = prompt.unsqueeze(0)
     return Batch(
         ids=ids,
-        positions=torch.arange(prompt.numel(), device=prompt.device).unsqueeze(0),
+        positions=positions.unsqueeze(-2),
         loss_mask=torch.zeros_like(ids, dtype=torch.bool),
         document_ids=torch.zeros_like(ids),
+        extras=dict(extras or {}),
     )
+
+
+def positions_after(prompt: Batch, start: int, count: int) -> Tensor:
+    """[count], or [A, count] on the prompt's axes: rotary positions from slot `start` on of the text after a prompt.
+
+    They go on from the prompt's highest position, by one a token.
+    """
+    ahead = prompt.positions.max() + 1 - prompt.ids.shape[1]
+    counted = torch.arange(start, start + count, device=prompt.ids.device) + ahead
+    return counted.expand(*prompt.positions.shape[:-2], -1)
 
 
 def _within(proposal: Proposal, budget: int) -> tuple[Proposal, DraftTree | None]:

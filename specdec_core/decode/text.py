@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specdec_core.data.template import ChatTemplate
+import torch
+
+from specdec_core.data.conversations import LineError, parse_conversation
+from specdec_core.data.template import ChatTemplate, Rendering
+from specdec_core.decode.loop import prompt_batch
 from specdec_core.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from specdec_core.data.batch import Batch
+    from specdec_core.data.media_reader import MediaReader
     from specdec_core.target.base import Target
 
 # What a decoder writes for bytes that are not, or not yet, a character.
@@ -21,23 +29,36 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 class PromptEncoder:
     """Renders messages as the training data was rendered, ready for the target's answer."""
 
-    def __init__(self, target: Target, chat_template: Path | None = None) -> None:
-        """`chat_template` is a Jinja file in place of the tokenizer's own. Raises UserError if there is neither."""
-        self.tokenizer = target.tokenizer
-        self.source = ChatTemplate(target.tokenizer, target.facts.stop_token_ids, chat_template).source
+    def __init__(self, target: Target, chat_template: Path | None = None, media: MediaReader | None = None) -> None:
+        """`chat_template` is a Jinja file in place of the tokenizer's own; `media` reads images for a target that
+        takes them. Raises UserError if there is no template."""
+        markers = {} if media is None else media.processor.markers
+        self.template = ChatTemplate(target.tokenizer, target.facts.stop_token_ids, chat_template, markers)
+        self.media = media
 
-    def encode(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """Token ids of the messages and the generation prompt. Raises UserError if the template refuses them."""
+    def encode(self, messages: Sequence[Mapping[str, Any]], directory: Path = Path()) -> Batch:
+        """The messages, written as in a line of training data, with the generation prompt: one row.
+
+        `directory` is where relative paths of images begin. Raises UserError if the messages are malformed, if the
+        template refuses them, or if an image cannot be read.
+        """
+        line = json.dumps({"messages": [dict(message) for message in messages]}).encode()
         try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=self.source,
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except Exception as error:  # templates are programs and fail in all the ways that programs do
-            raise UserError(f"the chat template refuses the messages: {error}") from error
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            conversation = parse_conversation(line, answered=False)
+            rendering = self.template.prompt(conversation)
+            if self.media is None:
+                return prompt_batch(self._tokens(rendering))
+            named = conversation.media
+            read = self.media.read([named[index] for index in rendering.media], directory)
+            ids = self._tokens(rendering.replaced(read.replacements))
+            return prompt_batch(ids, self.media.positions(ids, read.inputs), read.inputs)
+        except LineError as error:
+            raise UserError(error.message) from error
+
+    def _tokens(self, rendering: Rendering) -> Tensor:
+        """[S] int64."""
+        (encoded,) = self.template.encode([rendering])
+        return torch.from_numpy(encoded.ids).long()
 
 
 class TextStream:

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from specdec_core.capture.features import CapturePlan
-from specdec_core.decode.loop import prompt_batch
+from specdec_core.data.batch import Batch
+from specdec_core.decode.loop import positions_after, prompt_batch
 from specdec_core.target.base import Target
 
 TIE = 1e-4
@@ -41,9 +42,13 @@ def compare(own: Sequence[int], other: Sequence[int], gap: Callable[[int, int, i
 
 
 @torch.inference_mode()
-def logit_gap(target: Target, ids: Sequence[int], a: int, b: int) -> float:
-    """How far the lower of tokens `a` and `b` lies below the target's highest logit after `ids`."""
+def logit_gap(target: Target, prompt: Batch, answer: Sequence[int], a: int, b: int) -> float:
+    """How far the lower of tokens `a` and `b` lies below the target's highest logit after a prompt (one row) and the
+    first tokens of its answer."""
+    length = prompt.ids.shape[1]
+    ids = torch.cat([prompt.ids[0], prompt.ids.new_tensor(answer)])
+    positions = torch.cat([prompt.positions[..., 0, :], positions_after(prompt, length, len(answer))], dim=-1)
     session = target.decode(CapturePlan(), len(ids))
-    logits, _ = session.prefill(prompt_batch(torch.tensor(ids, dtype=torch.int64, device=target.device)))
+    logits, _ = session.prefill(prompt_batch(ids, positions, prompt.extras).to(target.device))
     logits = logits.float()
     return float(logits.max() - torch.minimum(logits[a], logits[b]))

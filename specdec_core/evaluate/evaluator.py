@@ -10,8 +10,10 @@ import torch
 
 from specdec_core.algorithm.proposal import Drafter, Sampling
 from specdec_core.capture.features import CapturePlan
+from specdec_core.data.batch import Batch
+from specdec_core.data.conversations import MAX_REPORTED
 from specdec_core.decode.loop import Emission, decode
-from specdec_core.errors import UserError
+from specdec_core.errors import UserError, UserErrors
 from specdec_core.evaluate.compare import Comparison, compare, logit_gap
 from specdec_core.evaluate.prompts import Prompt
 from specdec_core.evaluate.tally import Tally
@@ -35,14 +37,6 @@ class Method:
 
 
 ALONE = Method("target alone")
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt and the token ids that the target reads."""
-
-    prompt: Prompt
-    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,8 @@ class Evaluation:
 
 def evaluate(
     target: Target,
-    prompts: Sequence[EncodedPrompt],
+    prompts: Sequence[Prompt],
+    encode: Callable[[Prompt], Batch],
     methods: Sequence[Method],
     *,
     max_new_tokens: int,
@@ -134,18 +129,19 @@ def evaluate(
     """Decode every prompt with the target alone and with every method.
 
     The methods take turns on each prompt, in reverse order on every other one, so that a machine that slows down or
-    speeds up meanwhile favours none; a short decoding by each, not measured, comes before. `on_progress` is told how
-    many decodings of how many are done; `target_step` is for the conditions. Raises UserError if there are no prompts,
-    or if one fills the context.
+    speeds up meanwhile favours none; a short decoding by each, not measured, comes before. `encode` gives what the
+    target reads, one row; it is asked twice for each prompt, so that the images of all are never held at once.
+    `on_progress` is told how many decodings of how many are done; `target_step` is for the conditions. Raises UserError
+    if there are no prompts, and UserErrors naming those that cannot be encoded or fill the context.
     """
-    _check(target, prompts)
+    _check(target, prompts, encode)
     methods = (ALONE, *methods)
 
-    def run(method: Method, ids: Sequence[int], limit: int, seed: int) -> list[Emission]:
+    def run(method: Method, batch: Batch, limit: int, seed: int) -> list[Emission]:
         emissions = decode(
             target,
             method.drafter() if method.drafter else None,
-            ids,
+            batch,
             plan=method.plan,
             num_draft_tokens=method.num_draft_tokens,
             max_new_tokens=limit,
@@ -154,26 +150,28 @@ def evaluate(
         )
         return list(emissions)
 
+    first = encode(prompts[0])
     for method in methods:
-        run(method, prompts[0].ids, min(WARM_UP_TOKENS, max_new_tokens), seed)
+        run(method, first, min(WARM_UP_TOKENS, max_new_tokens), seed)
     results: list[Result] = []
-    for index, encoded in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
+        batch = encode(prompt)
         emitted: dict[int, list[Emission]] = {}
         turns = range(len(methods))
         for turn in turns if index % 2 == 0 else reversed(turns):
-            emitted[turn] = run(methods[turn], encoded.ids, max_new_tokens, seed + index)
+            emitted[turn] = run(methods[turn], batch, max_new_tokens, seed + index)
             on_progress(index * len(methods) + len(emitted), len(prompts) * len(methods))
         texts = {turn: tuple(token for e in emitted[turn] for token in e.tokens) for turn in turns}
         for turn in turns:
             comparison = None
             if turn and temperature == 0:
-                comparison = _compare(target, encoded.ids, texts[0], texts[turn])
-            results.append(Result(methods[turn], encoded.prompt, texts[turn], Tally.of(emitted[turn]), comparison))
+                comparison = _compare(target, batch, texts[0], texts[turn])
+            results.append(Result(methods[turn], prompt, texts[turn], Tally.of(emitted[turn]), comparison))
 
     conditions = Conditions(
         target=target.facts.name_or_path,
         target_step=target_step,
-        prompts=dict(Counter(encoded.prompt.category for encoded in prompts)),
+        prompts=dict(Counter(prompt.category for prompt in prompts)),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
@@ -185,18 +183,27 @@ def evaluate(
     return Evaluation(conditions, methods, tuple(results))
 
 
-def _check(target: Target, prompts: Sequence[EncodedPrompt]) -> None:
+def _check(target: Target, prompts: Sequence[Prompt], encode: Callable[[Prompt], Batch]) -> None:
     """Better now than after an hour."""
     context = target.facts.max_position_embeddings
     if not prompts:
         raise UserError("there are no prompts to evaluate on: name some in eval.prompts or with --prompts")
-    for encoded in prompts:
-        if len(encoded.ids) >= context:
-            raise UserError(
-                f"prompt {encoded.prompt.id} has {len(encoded.ids)} tokens and the target's context holds {context}; "
-                "leave it out"
-            )
+    problems: list[str] = []
+    for prompt in prompts:
+        try:
+            length = encode(prompt).ids.shape[1]
+        except UserError as error:
+            problems.append(f"prompt {prompt.id}: {error}")
+        else:
+            if length >= context:
+                problems.append(
+                    f"prompt {prompt.id} has {length} tokens and the target's context holds {context}; leave it out"
+                )
+        if len(problems) == MAX_REPORTED:
+            break
+    if problems:
+        raise UserErrors(problems)
 
 
-def _compare(target: Target, prompt: tuple[int, ...], own: tuple[int, ...], other: tuple[int, ...]) -> Comparison:
-    return compare(own, other, lambda position, a, b: logit_gap(target, prompt + own[:position], a, b))
+def _compare(target: Target, prompt: Batch, own: tuple[int, ...], other: tuple[int, ...]) -> Comparison:
+    return compare(own, other, lambda position, a, b: logit_gap(target, prompt, own[:position], a, b))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from specdec_core import packages
 from specdec_core.data.conversations import (
     MAX_REPORTED,
+    MEDIA_KINDS,
     MESSAGE_KEYS,
     Conversation,
     LineError,
@@ -29,16 +30,22 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question to the target. `messages` are as chat templates read them and end with a user's turn."""
+    """A question to the target.
+
+    messages   as in a line of training data; they end with a user's turn, which may hold images
+    directory  where relative paths of images begin
+    """
 
     id: str
     category: str
     messages: tuple[dict[str, Any], ...]
+    directory: Path = Path()
 
     @property
     def text(self) -> str:
         """What the user says."""
-        return str(self.messages[-1]["content"])
+        content = self.messages[-1]["content"]
+        return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 class PromptPack(ABC):
@@ -91,7 +98,7 @@ class JsonlPrompts(PromptPack):
         messages = self._question(self._conversation(record))
         category = self.options.category or record.get("category") or _stem(self.options.path)
         identity = next((record[key] for key in ID_KEYS if key in record), default_id)
-        return Prompt(str(identity), str(category), messages)
+        return Prompt(str(identity), str(category), messages, resolve_path(self.options.path).parent)
 
     def _conversation(self, record: dict[str, Any]) -> Conversation:
         """The line checked by the rules for training data, whatever the key of its prompt."""
@@ -112,10 +119,23 @@ class JsonlPrompts(PromptPack):
         first = next((i for i, message in enumerate(conversation.messages) if message.role == "user"), None)
         if first is None:
             raise LineError("no question", "has no message of the user, so there is nothing to answer")
-        *before, question = Conversation(conversation.messages[: first + 1]).templated()
+        asked = conversation.messages[: first + 1]
+        Conversation(asked).templated(MEDIA_KINDS.values())  # refuses parts that no target reads
+        *before, question = [{**m.extras, "role": m.role, "content": m.content} for m in asked]
         if self.options.template:
-            question["content"] = self.options.template.replace(PLACEHOLDER, question["content"])
+            question["content"] = within(self.options.template, question["content"])
         return (*before, question)
+
+
+def within(template: str, content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """A message's content, a string or its parts, where `template` says {prompt}."""
+    if isinstance(content, str):
+        return template.replace(PLACEHOLDER, content)
+    first, *others = template.split(PLACEHOLDER)
+    parts = [{"type": "text", "text": first}]
+    for text in others:
+        parts += [*content, {"type": "text", "text": text}]
+    return [part for part in parts if part.get("text") != ""]
 
 
 def spread(items: Sequence[_Item], limit: int | None) -> Sequence[_Item]:

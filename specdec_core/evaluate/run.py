@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from specdec_core.algorithm.base import TrainedAlgorithm
 from specdec_core.algorithm.load import load_algorithm
 from specdec_core.checkpoint.open import Opened
 from specdec_core.data.conversations import Conversation, LineError, read_conversations
-from specdec_core.decode.text import PromptEncoder
+from specdec_core.data.media import MediumKind
 from specdec_core.errors import UserError
-from specdec_core.evaluate.evaluator import ALONE, EncodedPrompt, Evaluation, Method, evaluate
+from specdec_core.evaluate.evaluator import ALONE, Evaluation, Method, evaluate
 from specdec_core.evaluate.overlap import Overlap, overlap
 from specdec_core.evaluate.prompts import PromptPack, spread
 from specdec_core.registry.resolve import ResolvedPlugin
@@ -52,15 +51,11 @@ def evaluate_run(
         methods += _baseline(plugin, target, ks, {ALONE.name, *(method.name for method in methods)})
     if packs is None:
         packs = [plugin.load() for plugin in opened.resolved.prompts]
-    encoder = PromptEncoder(target, config.data.chat_template)
-    prompts = [
-        EncodedPrompt(prompt, encoder.encode(prompt.messages))
-        for pack in packs
-        for prompt in spread([*pack], config.eval.max_prompts)
-    ]
+    encoder = opened.encoder()
     evaluation = evaluate(
         target,
-        prompts,
+        [prompt for pack in packs for prompt in spread([*pack], config.eval.max_prompts)],
+        lambda prompt: encoder.encode(prompt.messages, prompt.directory),
         methods,
         max_new_tokens=config.eval.max_new_tokens,
         temperature=config.eval.temperature,
@@ -89,12 +84,13 @@ def _baseline(plugin: ResolvedPlugin, target: Target, ks: Sequence[int], taken: 
     return [Method(title, k, partial(algorithm.drafter, target), plan) for k in ks]
 
 
-def _messages(conversation: Conversation) -> Sequence[Mapping[str, Any]]:
-    """The messages as training read them; none of a conversation that it left out."""
+def _texts(conversation: Conversation, kinds: Collection[MediumKind]) -> list[str]:
+    """Of the messages as training read them; none of a conversation that it left out for its media."""
     try:
-        return conversation.templated()
+        conversation.templated(kinds)
     except LineError:
-        return ()
+        return []
+    return ["".join(message.texts) for message in conversation.messages]
 
 
 def _overlaps(opened: Opened, evaluation: Evaluation) -> dict[str, Overlap]:
@@ -105,7 +101,9 @@ def _overlaps(opened: Opened, evaluation: Evaluation) -> dict[str, Overlap]:
         return {}
     if not conversations:
         return {}
-    training = [str(m["content"]) for conversation in conversations for m in _messages(conversation)]
+    media = opened.media
+    kinds = () if media is None else media.markers.keys()
+    training = [text for conversation in conversations for text in _texts(conversation, kinds)]
     own = evaluation.of(ALONE)
     outputs = [opened.target.tokenizer.decode(result.tokens, skip_special_tokens=True) for result in own]
     return {

@@ -100,7 +100,9 @@ class HFMediaProcessor(MediaProcessor):
 
         `inputs` are those of its media.
         """
-        types = torch.tensor(self.processor.create_mm_token_type_ids([ids.tolist()]))
+        types = torch.zeros_like(ids)[None]
+        if inputs:  # else a placeholder's id is a token like any other, as it is to the model
+            types = torch.tensor(self.processor.create_mm_token_type_ids([ids.tolist()]))
         positions: Tensor = self._bare_model.get_rope_index(ids[None], mm_token_type_ids=types, **inputs)[0]
         return positions[:, 0]
 
@@ -139,7 +141,7 @@ def load_processor(target: TargetSection, where: Location, config: Any, options:
 def without_videos(kind: type[ProcessorMixin]) -> Any:
     """The same class of processors for who has nothing to read videos with: transformers refuses to make it then."""
 
-    class ImagesOnly(kind):  # type: ignore[misc, valid-type]
+    class ImagesOnly(kind):  # type: ignore[misc]
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [name for name in super().get_attributes() if name != "video_processor"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from specdec_core.capture.features import CapturePlan
@@ -97,12 +99,17 @@ class CapturingContract(PluginContract):
     @promise("generation")
     def test_generation_is_greedy_and_ends_with_the_stop_token(self, family: Family) -> None:
         """A batch of prompts of several lengths, against the model's logits one token after the other."""
-        prompts = [family.ids(length, length) for length in (2, 9, 5)]
-        for prompt, found in zip(prompts, family.target.generate(prompts, 10), strict=True):
-            assert 1 <= len(found) <= 10, f"asked for 10 tokens, {len(found)} came"
-            logits = family.reference([*prompt, *found]).logits[len(prompt) - 1 : -1]
-            expected = logits.argmax(-1).tolist()
-            assert found == expected, f"after {len(prompt)} tokens it writes {found}, greedily the model {expected}"
-            stops = [token in family.target.facts.stop_token_ids for token in found]
-            assert len(found) == 10 or stops[-1], f"it writes {found}: short, and without a stop token at its end"
-            assert not any(stops[:-1]), f"it writes {found}, and goes on after a stop token"
+        check_generation(family, [family.ids(length, length) for length in (2, 9, 5)])
+
+
+def check_generation(family: Family, prompts: Sequence[list[int]]) -> None:
+    """What the target writes after each prompt of a batch is what the model alone would write, token by token."""
+    written = family.target.generate(prompts, 10, family.extras(prompts))
+    for prompt, found in zip(prompts, written, strict=True):
+        assert 1 <= len(found) <= 10, f"asked for 10 tokens, {len(found)} came"
+        logits = family.reference([*prompt, *found]).logits[len(prompt) - 1 : -1]
+        expected = logits.argmax(-1).tolist()
+        assert found == expected, f"after {len(prompt)} tokens it writes {found}, greedily the model {expected}"
+        stops = [token in family.target.facts.stop_token_ids for token in found]
+        assert len(found) == 10 or stops[-1], f"it writes {found}: short, and without a stop token at its end"
+        assert not any(stops[:-1]), f"it writes {found}, and goes on after a stop token"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,41 +32,73 @@ Reference = Callable[[Sequence[int]], Values]
 
 def save_random_model(config: Any, directory: Path) -> None:
     """Save a seeded random model of a transformers config; its norms and biases are random too."""
-    from transformers import AutoModelForCausalLM
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = _auto_model(config).from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.data += 0.2 * torch.randn_like(parameter)
         model.save_pretrained(directory)
 
 
+def save_processor(directory: Path, config: Any, image_processor: Any, video_processor: Any = None) -> None:
+    """Save the processor of a transformers config's family, with the tokenizer that lies in the directory."""
+    from transformers import AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    from specdec_core.target.hf_media import without_videos
+
+    kind, parts = PROCESSOR_MAPPING[type(config)], {"image_processor": image_processor}
+    if video_processor is None:
+        kind = without_videos(kind)
+    else:
+        parts["video_processor"] = video_processor
+    kind(tokenizer=AutoTokenizer.from_pretrained(directory), **parts).save_pretrained(directory)
+
+
 @cache
 def own_model(directory: Path) -> Any:
     """Transformers' own model of a directory, in float32 with eager attention."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
+    auto_model = _auto_model(AutoConfig.from_pretrained(directory))
+    model = auto_model.from_pretrained(directory, attn_implementation="eager", dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
 
-def own_values(model: Any, ids: Sequence[int]) -> Values:
-    """What transformers' model computes for one document, which it sees alone."""
-    before_norm: list[Tensor] = []
-    handle = (
-        model.get_decoder()
-        .layers[-1]
-        .register_forward_hook(
-            lambda _, args, output: before_norm.append(output[0] if isinstance(output, tuple) else output)
-        )
-    )
-    output = model(torch.tensor([list(ids)]), output_hidden_states=True)
-    handle.remove()
-    *states, last = output.hidden_states
-    hidden = dict(enumerate([*states, before_norm[0]]))
-    return Values(Features(hidden, last, states[0], output.logits.argmax(-1)), output.logits[0])
+def own_values(model: Any, ids: Sequence[int], **inputs: Any) -> Values:
+    """What transformers' model computes for one document, which it sees alone; `inputs` are its further ones.
+
+    Layer states are read before each layer: a model may add to them between two layers, and its `hidden_states` be
+    without what it adds. That after the last layer is the final norm's input, where the norm is called `norm`.
+    """
+    decoder = model.get_decoder()
+    states: list[Tensor] = []
+
+    def read(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        states.append(args[0] if args else kwargs["hidden_states"])
+
+    def read_output(_: Any, args: tuple[Any, ...], output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_pre_hook(read, with_kwargs=True) for layer in decoder.layers]
+    if hasattr(decoder, "norm"):
+        handles.append(decoder.norm.register_forward_pre_hook(read, with_kwargs=True))
+    else:
+        handles.append(decoder.layers[-1].register_forward_hook(read_output))
+    output = model(torch.tensor([list(ids)]), output_hidden_states=True, **inputs)
+    for handle in handles:
+        handle.remove()
+    last = output.hidden_states[-1]
+    return Values(Features(dict(enumerate(states)), last, states[0], output.logits.argmax(-1)), output.logits[0])
+
+
+def _auto_model(config: Any) -> Any:
+    """The class of transformers that makes a model of a config with a language-model head."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def everything(target: Target) -> CapturePlan:
@@ -110,6 +142,10 @@ class Family:
     def ids(self, count: int, seed: int) -> list[int]:
         """Random tokens."""
         return random_ids(count, self.target.facts.vocab_size, seed)
+
+    def extras(self, prompts: Sequence[Sequence[int]]) -> list[Mapping[str, Tensor]]:
+        """Each prompt's further model inputs, as `Target.generate` takes them; empty where none has any."""
+        return []
 
     def features(self, ids: Sequence[int], plan: CapturePlan) -> Features:
         """What the plan names of the reference."""

@@ -58,6 +58,9 @@ PROMISES = {
     "trees": "In a tree each token sees its own path.",
     "roll-back": "After keep, a session is as if the other tokens had never been read.",
     "generation": "generate gives the greedy text of each prompt, its stop token included.",
+    "media": "Images and videos become what the family's own processor makes of them.",
+    "positions": "Rotary positions are those that the model itself counts.",
+    "images": "Captures of texts with images are the model's own, and an image changes its own text alone.",
     "refusals": "A target that cannot be used is refused in one sentence.",
     # Of an exporter.
     "written-whole": "What is written reads back the same, tensor for tensor.",

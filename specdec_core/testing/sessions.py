@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -19,6 +19,7 @@ from specdec_core.testing.promises import promise
 
 PLAN = CapturePlan(layers=(0, 2), last_hidden=True, argmax=True)
 CAPACITY = 64
+Prompt = Callable[[int, int], list[int]]
 TREES = ((-1, -1), (-1, 0, 0, 1, 2), (-1, -1, 0, 1, 1, 4), (-1, 0, 1, -1, 3, 4))
 
 
@@ -27,38 +28,45 @@ class SessionContract(PluginContract):
 
     kind = "backbone"
 
+    @pytest.fixture
+    def prompt(self, family: Family) -> Prompt:
+        """What makes the ids of a prompt, of about as many tokens as asked for."""
+        return family.ids
+
     @promise("sessions")
-    def test_a_session_computes_what_a_fresh_forward_computes(self, family: Family) -> None:
+    def test_a_session_computes_what_a_fresh_forward_computes(self, family: Family, prompt: Prompt) -> None:
         """A prompt, then one token, several, and one again."""
-        text, session = family.ids(7, 1), _begun(family, family.ids(7, 1), check=True)
+        text, session = prompt(7, 1), _begun(family, prompt(7, 1), check=True)
         for count in (1, 4, 1):
             text = _append(family, session, text, family.ids(count, 50 + count))
             session.keep(range(count))
 
     @promise("sessions")
-    def test_sessions_do_not_disturb_each_other(self, family: Family) -> None:
+    def test_sessions_do_not_disturb_each_other(self, family: Family, prompt: Prompt) -> None:
         """Two of them in turn."""
-        texts = [family.ids(5, 1), family.ids(8, 2)]
+        texts = [prompt(5, 1), prompt(8, 2)]
         sessions = [_begun(family, text) for text in texts]
         for session, text in zip(sessions, texts, strict=True):
             _append(family, session, text, family.ids(2, 3))
 
     @promise("sessions")
-    def test_a_full_session_says_so(self, family: Family) -> None:
+    def test_a_full_session_says_so(self, family: Family, prompt: Prompt) -> None:
         """And can go on with fewer tokens."""
-        text = family.ids(5, 1)
-        session = family.target.decode(PLAN, 6)
+        text = prompt(5, 1)
+        count = len(text)
+        session = family.target.decode(PLAN, count + 1)
         session.prefill(family.batch([[text]]))
         with pytest.raises(UserError):
             session.forward(torch.tensor(family.ids(2, 3)))
-        assert session.length == 5, f"after a refused forward the session holds {session.length} tokens, not 5"
+        length = session.length
+        assert length == count, f"after a refused forward the session holds {length} tokens, not {count}"
         _append(family, session, text, family.ids(1, 3))
 
     @promise("roll-back")
     @pytest.mark.parametrize("kept", [0, 1, 3])
-    def test_what_is_not_kept_is_forgotten(self, family: Family, kept: int) -> None:
+    def test_what_is_not_kept_is_forgotten(self, family: Family, prompt: Prompt, kept: int) -> None:
         """None, some or all of a chain; then the session goes on, and rolls back again."""
-        text, session = family.ids(6, 1), _begun(family, family.ids(6, 1))
+        text, session = prompt(6, 1), _begun(family, prompt(6, 1))
         for round in range(3):
             drafted = family.ids(4, 60 + round)
             _append(family, session, text, drafted)
@@ -69,26 +77,29 @@ class SessionContract(PluginContract):
 
     @promise("trees")
     @pytest.mark.parametrize("parents", TREES, ids=str)
-    def test_each_token_of_a_tree_sees_its_own_path(self, family: Family, parents: Sequence[int]) -> None:
+    def test_each_token_of_a_tree_sees_its_own_path(
+        self, family: Family, prompt: Prompt, parents: Sequence[int]
+    ) -> None:
         """Against the model reading each path by itself."""
-        prompt, drafted = family.ids(6, 1), family.ids(len(parents), 2)
-        session = _begun(family, prompt)
+        start, drafted = prompt(6, 1), family.ids(len(parents), 2)
+        session = _begun(family, start)
         logits, features = _tree(session, drafted, parents)
         for slot, path in enumerate(tree_paths(parents)):
-            text = [*prompt, *(drafted[node] for node in path)]
+            text = [*start, *(drafted[node] for node in path)]
             own = features.select(slice(slot, slot + 1))
             _check(family, text, logits[slot : slot + 1], own, f"in the tree {[*parents]}, token {slot}")
 
     @promise("roll-back")
     @pytest.mark.parametrize("parents", TREES, ids=str)
-    def test_a_path_of_a_tree_can_be_kept(self, family: Family, parents: Sequence[int]) -> None:
+    def test_a_path_of_a_tree_can_be_kept(self, family: Family, prompt: Prompt, parents: Sequence[int]) -> None:
         """Then the session goes on as if the path had been read as a chain."""
+        start = prompt(6, 1)
         for path in tree_paths(parents):
-            prompt, drafted = family.ids(6, 1), family.ids(len(parents), 2)
-            session = _begun(family, prompt)
+            drafted = family.ids(len(parents), 2)
+            session = _begun(family, start)
             _tree(session, drafted, parents)
             session.keep(path)
-            text = [*prompt, *(drafted[node] for node in path)]
+            text = [*start, *(drafted[node] for node in path)]
             assert session.length == len(text), f"after keep the session holds {session.length} tokens, not {len(text)}"
             _append(family, session, text, family.ids(2, 3))
 

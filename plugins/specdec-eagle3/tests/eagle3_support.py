@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,6 +41,12 @@ def facts(num_layers: int = 12) -> TargetFacts:
         bos_token_id=1,
         stop_token_ids=(2,),
     )
+
+
+def image_facts(**rope: Any) -> TargetFacts:
+    """Of a target that reads images."""
+    several = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], **rope}
+    return replace(facts(), rope_parameters=several, merged_embeds=True)
 
 
 class MatrixTarget(Target):
@@ -124,9 +133,21 @@ def random_batch(seed: int, rows: int, length: int) -> tuple[Batch, Features]:
     return batch, Features(hidden=states, last_hidden=last, argmax=MatrixTarget().logits(last).argmax(-1))
 
 
-def make(options: Eagle3Config, vocab_size: int | None, seed: int = 0) -> tuple[Eagle3, Eagle3Draft, MatrixTarget]:
-    """An algorithm, its draft (random) and the target."""
+def with_images(data: tuple[Batch, Features], seed: int = 0) -> tuple[Batch, Features]:
+    """The same with embeddings of their own and positions on three axes, none of which follows from another."""
+    (batch, features), generator = data, torch.Generator().manual_seed(seed)
+    steps = torch.randint(0, 4, (3, *batch.positions.shape), generator=generator)
+    embeds = torch.randn(*batch.ids.shape, HIDDEN, generator=generator)
+    return replace(batch, positions=batch.positions + steps), replace(features, embeds=embeds)
+
+
+def make(
+    options: Eagle3Config, vocab_size: int | None, seed: int = 0, images: bool = False
+) -> tuple[Eagle3, Eagle3Draft, MatrixTarget]:
+    """An algorithm, its draft (random) and the target, which has three axes of positions if it reads images."""
     algorithm, target = Eagle3(options), MatrixTarget()
+    if images:
+        target.facts = image_facts()
     vocab = None
     if vocab_size is not None:
         counts = torch.randint(0, 9, (VOCAB,), generator=torch.Generator().manual_seed(seed))

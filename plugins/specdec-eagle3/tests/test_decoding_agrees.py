@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,9 +30,22 @@ VARIANTS: list[dict[str, Any]] = [
 ROUNDS = [[], [0], [2, 0, STEPS], [STEPS, 1]]
 
 
-def built(vocab: int | None, **options: Any) -> tuple[Eagle3, Eagle3Draft, MatrixTarget]:
+IMAGES: list[dict[str, Any]] = [
+    {},
+    {"positions": "temporal", "norm_output": True},
+    {"positions": "sequential", "fc_norm": True},
+    {"num_layers": 2},
+]
+IMAGE = slice(1, 4)
+"""Slots of the prompt at which an image stands."""
+
+
+CASES = [*((False, options) for options in VARIANTS), *((True, options) for options in IMAGES)]
+
+
+def built(vocab: int | None, images: bool = False, **options: Any) -> tuple[Eagle3, Eagle3Draft, MatrixTarget]:
     """A draft of large weights, so that every key, position and embedding shows in its logits."""
-    algorithm, draft, target = make(Eagle3Config(steps=STEPS, **options), vocab)
+    algorithm, draft, target = make(Eagle3Config(steps=STEPS, **options), vocab, images=images)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in draft.parameters():
@@ -49,10 +63,41 @@ def states_of_a_text(length: int) -> Features:
     return Features(states, torch.randn(1, length, HIDDEN, generator=generator))
 
 
+def merged(target: MatrixTarget, text: list[int], features: Features) -> Features:
+    """With the embeddings of a text whose image has others than its ids say."""
+    embeds = target.embed(torch.tensor([text]))
+    embeds[:, IMAGE] = torch.randn(embeds[:, IMAGE].shape, generator=torch.Generator().manual_seed(5))
+    return replace(features.select(slice(0, len(text))), embeds=embeds)
+
+
+def axes(length: int) -> Tensor:
+    """[3, length] positions of a text with an image of one row; what follows goes on from the highest of them."""
+    positions = torch.arange(length).repeat(3, 1)
+    positions[:, IMAGE] = torch.tensor([[1, 1, 1], [2, 4, 2], [1, 5, 7]])
+    positions[:, IMAGE.stop :] += 8 - IMAGE.stop
+    return positions
+
+
+def verified(target: MatrixTarget, text: list[int], features: Features, start: int, images: bool) -> Verified:
+    """The slots from `start` on that have been read of a text whose last token was just emitted."""
+    end, rotary = len(text) - 1, None
+    if images:
+        features, rotary = merged(target, text, features), axes(len(text))[:, start:end]
+    return Verified(torch.tensor(text[start:]), features.select(slice(start, end)), start, rotary)
+
+
 def losses_in_training(
-    algorithm: Eagle3, draft: Eagle3Draft, target: MatrixTarget, text: list[int], features: Features, slot: int
+    algorithm: Eagle3,
+    draft: Eagle3Draft,
+    target: MatrixTarget,
+    text: list[int],
+    features: Features,
+    slot: int,
+    images: bool = False,
 ) -> list[float]:
     """The loss of each step's guess from `slot`. The text stands behind another document."""
+    if images:
+        features = merged(target, text, features)
     found = []
     for k in range(STEPS):
         # Cut where step k's guess is the last that can be supervised, and `slot` the only place for it.
@@ -61,6 +106,8 @@ def losses_in_training(
         positions = torch.tensor([[*range(BEFORE), *range(length)]])
         documents = torch.tensor([[0] * BEFORE + [1] * length])
         mask = (documents == 1) & (positions > slot)
+        if images:
+            positions = torch.cat([torch.arange(BEFORE).expand(3, -1), axes(length)], dim=1).unsqueeze(1)
         batch = Batch(ids, positions, mask, documents)
         packed = features.select(slice(0, length)).map(lambda x: F.pad(x, (0, 0, BEFORE, 0), value=1.0))
         output = algorithm.training_step(draft, batch, packed, target, torch.ones(STEPS))
@@ -82,44 +129,47 @@ def losses_of_proposal(
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 @pytest.mark.parametrize("implementation", ["plain", "fast"])
-@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize(("images", "options"), CASES)
 @pytest.mark.parametrize("vocab", [None, 20])
 @torch.no_grad()
 def test_distributions_of_a_proposal_are_those_of_the_training_steps_on_the_text_it_makes(
-    rounds: list[int], implementation: Any, options: dict[str, Any], vocab: int | None
+    rounds: list[int], implementation: Any, images: bool, options: dict[str, Any], vocab: int | None
 ) -> None:
-    algorithm, draft, target = built(vocab, implementation=implementation, **options)
+    algorithm, draft, target = built(vocab, images, implementation=implementation, **options)
     features = states_of_a_text(64)
     sampling = Sampling(temperature=1.0, generator=torch.Generator().manual_seed(3))
     text = [3, 1, 4, 15, 9]
     drafter = algorithm.drafter(draft, target)
-    drafter.begin(Verified(torch.tensor(text), features.select(slice(0, len(text) - 1)), start=0))
+    drafter.begin(verified(target, text, features, 0, images))
     for accepted in [*rounds, 0]:
         proposal = drafter.propose(STEPS, sampling)
         assert proposal.probs is not None
         slot = len(text) - 2
         decoded = losses_of_proposal(draft, target, proposal.probs, features, slot)
-        trained = losses_in_training(algorithm, draft, target, text + proposal.tokens.tolist(), features, slot)
+        trained = losses_in_training(algorithm, draft, target, text + proposal.tokens.tolist(), features, slot, images)
         assert decoded == pytest.approx(trained, rel=1e-5, abs=1e-5)
 
         start = len(text) - 1
         text += [*proposal.tokens[:accepted].tolist(), 40 + len(text) % 7]
-        read = features.select(slice(start, len(text) - 1))
-        drafter.accept(Verified(torch.tensor(text[start:]), read, start))
+        drafter.accept(verified(target, text, features, start, images))
 
 
-@pytest.mark.parametrize("options", VARIANTS[:3])
+@pytest.mark.parametrize(("images", "options"), [case for case in CASES if "num_layers" not in case[1]])
 @pytest.mark.parametrize("vocab", [None, 20])
 @torch.no_grad()
 def test_greedy_tokens_are_the_top_ones_of_the_formulas_on_the_text_they_make(
-    options: dict[str, Any], vocab: int | None
+    images: bool, options: dict[str, Any], vocab: int | None
 ) -> None:
-    algorithm, draft, target = built(vocab, **options)
-    features, text = states_of_a_text(9), [3, 1, 4, 15, 9, 2, 6, 5, 35, 8]
+    algorithm, draft, target = built(vocab, images, **options)
+    features, text = states_of_a_text(16), [3, 1, 4, 15, 9, 2, 6, 5, 35, 8]
     drafter = algorithm.drafter(draft, target)
-    drafter.begin(Verified(torch.tensor(text), features, start=0))
+    drafter.begin(verified(target, text, features, 0, images))
     proposal = drafter.propose(6, Sampling())
-    logits, _ = chain(draft, torch.tensor(text + proposal.tokens.tolist()), features.stacked()[0], slot=8, steps=6)
+    made = text + proposal.tokens.tolist()
+    embeds = merged(target, made, features).embeds if images else None
+    positions = axes(len(made)) if images and options.get("positions") != "sequential" else None
+    captured, read = features.stacked()[0], None if embeds is None else embeds[0]
+    logits, _ = chain(draft, torch.tensor(made), captured, slot=8, steps=6, embeds=read, positions=positions)
     top = logits.argmax(-1)
     assert proposal.probs is None
     assert proposal.tokens.tolist() == (top if draft.draft_ids is None else draft.draft_ids[top]).tolist()

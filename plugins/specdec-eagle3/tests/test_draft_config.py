@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eagle3_support import MatrixTarget, facts
+from eagle3_support import MatrixTarget, facts, image_facts
 
 from specdec_core.config.run import DraftSection
 from specdec_core.errors import UserError, UserErrors
@@ -50,10 +50,12 @@ class TestDerived:
     def test_draft_vocabulary_is_the_one_asked_for_or_the_whole(self, asked: int | None, expected: int) -> None:
         assert derived(vocab_size=asked)["draft_vocab_size"] == expected
 
-    def test_sections_of_multimodal_rope_are_left_out(self) -> None:
-        rope = {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [1, 1, 2]}
-        config = derived(replace(facts(), rope_parameters=rope))
-        assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 5e5}
+    @pytest.mark.parametrize("positions", ["target", "temporal", "sequential"])
+    def test_axes_of_positions_stand_there_if_the_draft_reads_them(self, positions: str) -> None:
+        plain = {"rope_type": "default", "rope_theta": 5e5}
+        axes = {"mrope_section": [2, 1, 1], "mrope_interleaved": True, "mrope_layout": "half"}
+        config = derived(replace(facts(), rope_parameters={**plain, **axes}), positions=positions)
+        assert config["rope_parameters"] == ({**plain, **axes} if positions == "target" else plain)
         assert config["rope_theta"] == 5e5
 
     @pytest.mark.parametrize(("layers", "expected"), [(8, (2, 4, 5)), (12, (2, 6, 9)), (30, (2, 15, 27))])
@@ -75,6 +77,10 @@ class TestDerived:
         for on in (True, False):
             plan = Eagle3(Eagle3Config(filter_teacher=on)).capture_plan(facts())
             assert (plan.last_hidden, plan.argmax, plan.embeds) == (True, on, False)
+
+    def test_the_plan_asks_for_embeddings_where_a_draft_is_to_read_merged_ones(self) -> None:
+        for on in (True, False):
+            assert Eagle3(Eagle3Config()).capture_plan(replace(facts(), merged_embeds=on)).embeds is on
 
     def test_a_target_of_too_few_layers_needs_the_layers_named(self) -> None:
         for call in (lambda: derived(facts(7)), lambda: Eagle3(Eagle3Config()).capture_plan(facts(7))):
@@ -101,10 +107,12 @@ class TestRead:
     def path(self, tmp_path: Path) -> Path:
         return tmp_path / "draft.json"
 
-    def read(self, path: Path, content: Any, vocab_size: int | None = None, **options: Any) -> dict[str, Any]:
+    def read(
+        self, path: Path, content: Any, vocab_size: int | None = None, target: TargetFacts | None = None, **options: Any
+    ) -> dict[str, Any]:
         path.write_text(content if isinstance(content, str) else json.dumps(content))
         draft = DraftSection(config=path, vocab_size=vocab_size)
-        return Eagle3(Eagle3Config(**options)).draft_config(facts(), draft)
+        return Eagle3(Eagle3Config(**options)).draft_config(target or facts(), draft)
 
     def test_a_derived_config_reads_back_as_it_was(self, path: Path) -> None:
         for options in ({}, {"preset": "eagle3.1", "layers": (1, 5)}, {"num_layers": 2}):
@@ -151,6 +159,30 @@ class TestRead:
         config = self.read(path, {**MINIMAL, **given})
         assert config["rope_parameters"] == expected
         assert config["rope_theta"] == expected["rope_theta"]
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({}, {"mrope_section": [2, 1, 1]}),
+            ({"rope_theta": 5e5}, {"rope_theta": 5e5, "mrope_section": [2, 1, 1]}),
+            ({"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}}, {"mrope_section": [1, 1, 2]}),
+            ({"rope_scaling": {"type": "mrope", "mrope_section": [1, 2, 1]}}, {"mrope_section": [1, 2, 1]}),
+            ({"rope_scaling": {"rope_type": "mrope", "mrope_section": [1, 2, 1]}}, {"mrope_section": [1, 2, 1]}),
+        ],
+    )
+    def test_axes_are_the_files_or_else_the_targets(self, path: Path, given: Any, expected: Any) -> None:
+        found = self.read(path, {**MINIMAL, "head_dim": 8, **given}, target=image_facts())["rope_parameters"]
+        assert found == {"rope_type": "default", "rope_theta": 10000.0, **expected}
+        config = self.read(path, {**MINIMAL, "rope_theta": 5e5}, target=image_facts(), positions="temporal")
+        assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 5e5}
+
+    def test_axes_that_the_run_or_the_target_has_not_are_refused(self, path: Path) -> None:
+        content = {**MINIMAL, "rope_parameters": {"mrope_section": [2, 2]}}
+        sentence = r"mrope_section \[2, 2\], and algorithm.positions = \"temporal\" reads one axis of positions; leave"
+        with pytest.raises(UserErrors, match=sentence):
+            self.read(path, content, target=image_facts(), positions="temporal")
+        with pytest.raises(UserErrors, match=r"mrope_section \[2, 2\], the target \[2, 1, 1\]; they need as many axes"):
+            self.read(path, content, target=image_facts())
 
     @pytest.mark.parametrize("key", MINIMAL)
     def test_each_key_without_which_no_draft_can_be_built_is_asked_for(self, path: Path, key: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from eagle3_support import HIDDEN, VOCAB, facts, make, random_batch
 from torch import Tensor
+from transformers import LlamaConfig
 
 from specdec_core.data.vocab import VocabMap
 from specdec_core.errors import UserError, UserErrors
@@ -158,3 +160,15 @@ def test_config_says_what_each_engine_asks_for() -> None:
     }
     assert {key: config[key] for key in expected} == expected
     assert json.loads(json.dumps(config)) == config
+
+
+@pytest.mark.parametrize(("positions", "axes"), [("target", [2, 1, 1]), ("temporal", None), ("sequential", None)])
+def test_axes_of_positions_are_exported_where_engines_read_them_if_the_draft_turns_by_them(
+    positions: Any, axes: list[int] | None
+) -> None:
+    algorithm, draft, target = make(Eagle3Config(positions=positions), None, images=True)
+    config = algorithm.export(draft, target.facts).config
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    read = LlamaConfig(**json.loads(json.dumps(config)))
+    assert read.rope_parameters.get("mrope_section") == axes
+    assert read.rope_parameters["rope_theta"] == config["rope_theta"] == 10000.0

@@ -33,9 +33,11 @@ class Eagle3(TrainedAlgorithm):
     options: Eagle3Config
 
     def capture_plan(self, facts: TargetFacts) -> CapturePlan:
-        """The captured layers and the last hidden state, from which the teacher is made."""
+        """The captured layers and the last hidden state, from which the teacher is made; merged embeddings if told."""
         layers = draft_config.captured_layers(self.options, facts)
-        return CapturePlan(layers=layers, last_hidden=True, argmax=self.options.filter_teacher)
+        return CapturePlan(
+            layers=layers, last_hidden=True, embeds=facts.merged_embeds, argmax=self.options.filter_teacher
+        )
 
     def draft_config(self, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
         """Derived from the target, or the JSON that `draft.config` names."""
@@ -99,7 +101,7 @@ class Eagle3(TrainedAlgorithm):
         """Chain drafting."""
         assert isinstance(draft, Eagle3Draft)
         pack_linear(draft, rows=1)
-        return Eagle3Drafter(draft, self.options.min_confidence)
+        return Eagle3Drafter(draft, self.options)
 
     def export(self, draft: Draft, facts: TargetFacts) -> ExportedDraft:
         """The names that vLLM and SGLang read: fc, midlayer, norm, lm_head, d2t, t2d."""

@@ -41,6 +41,11 @@ class Eagle3Config(BaseModel):
     layers: tuple[int, ...] | None = Field(
         None, description="Captured layer ids (input of layer k). None: 2, L//2 and L-3 of a target of L >= 8 layers."
     )
+    positions: Literal["target", "temporal", "sequential"] = Field(
+        "target",
+        description="What the draft rotates by where the target has several axes of positions: all of them, the first, "
+        "or each slot's index in its conversation.",
+    )
     num_layers: Literal[1, 2] = Field(1, description="Decoder layers of the draft. Engines serve one.")
     fc_norm: bool = Field(False, description="EAGLE-3.1: RMSNorm on each captured state before fc.")
     norm_output: bool = Field(False, description="EAGLE-3.1: feed the normed output back to the next step.")

@@ -14,6 +14,7 @@ from specdec_core.algorithm.draft_json import (
 )
 from specdec_core.config.run import DraftSection
 from specdec_core.errors import UserError, UserErrors
+from specdec_core.nn.rotary import AXES_KEYS
 from specdec_core.target.base import TargetFacts
 from specdec_eagle3.config import Eagle3Config
 from specdec_eagle3.draft_json import DraftJson, check_heads
@@ -53,7 +54,11 @@ def captured_layers(options: Eagle3Config, facts: TargetFacts) -> tuple[int, ...
 
 def derive(options: Eagle3Config, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
     """The config of a draft whose decoder layer has the target's shape."""
-    rope = {key: value for key, value in facts.rope_parameters.items() if key != "mrope_section"}
+    rope = {
+        key: value
+        for key, value in facts.rope_parameters.items()
+        if options.positions == "target" or key not in AXES_KEYS
+    }
     return {
         "architectures": [ARCHITECTURE],
         "model_type": "llama",
@@ -113,6 +118,8 @@ def read(path: Path, options: Eagle3Config, facts: TargetFacts, draft: DraftSect
             f"set algorithm.layers={named}"
         )
     problems += vocab_problems(path, loaded, facts, draft)
+    rope = _rope(loaded, derived)
+    problems += _axes_problems(path, rope, derived, options)
     if problems:
         raise UserErrors(problems)
     captured = ("num_aux_hidden_states", "eagle_aux_hidden_state_layer_ids", "eagle_config")
@@ -122,19 +129,36 @@ def read(path: Path, options: Eagle3Config, facts: TargetFacts, draft: DraftSect
     if "num_key_value_heads" not in loaded:
         merged["num_key_value_heads"] = merged["num_attention_heads"]
     check_heads(path, merged)
-    return {**merged, **_rope(loaded, derived)}
+    return {**merged, "rope_parameters": rope, "rope_theta": rope["rope_theta"]}
 
 
 def _rope(loaded: dict[str, Any], derived: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` and the `rope_theta` beside them: the JSON's, in Hugging Face's new form or the one before
-    it (`rope_theta` and `rope_scaling`), else the target's."""
+    """`rope_parameters` of the JSON, in Hugging Face's new form or the one before it (`rope_theta` and
+    `rope_scaling`), else the target's. The axes of positions are the target's where the JSON names none."""
+    own, theta = derived["rope_parameters"], loaded.get("rope_theta", derived["rope_theta"])
     if "rope_parameters" in loaded:
-        rope = loaded["rope_parameters"]
+        rope = dict(loaded["rope_parameters"])
     elif "rope_theta" in loaded or loaded.get("rope_scaling"):
-        scaling = dict(loaded.get("rope_scaling") or {})
-        kind = scaling.pop("type", "default")
-        rope = {"rope_type": kind, "rope_theta": loaded.get("rope_theta", derived["rope_theta"]), **scaling}
+        rope = dict(loaded.get("rope_scaling") or {})
     else:
-        rope = derived["rope_parameters"]
-    theta = rope.get("rope_theta", loaded.get("rope_theta", derived["rope_theta"]))
-    return {"rope_parameters": {**rope, "rope_theta": theta}, "rope_theta": theta}
+        return {"rope_theta": theta, **own}
+    kind = rope.pop("type", "default")
+    if rope.get("rope_type", kind) == "mrope":  # what configs of the older form say beside the axes
+        kind = rope["rope_type"] = "default"
+    axes = {} if "mrope_section" in rope else {key: own[key] for key in AXES_KEYS if key in own}
+    return {"rope_type": kind, "rope_theta": theta, **rope, **axes}
+
+
+def _axes_problems(path: Path, rope: dict[str, Any], derived: dict[str, Any], options: Eagle3Config) -> list[str]:
+    """How the axes of positions in a draft JSON disagree with the run config or with the target's."""
+    named, targets = rope.get("mrope_section"), derived["rope_parameters"].get("mrope_section")
+    if named is None:
+        return []
+    if options.positions != "target":
+        return [
+            f'draft.config: {path} has mrope_section {named}, and algorithm.positions = "{options.positions}" reads '
+            "one axis of positions; leave one of them out"
+        ]
+    if targets is not None and isinstance(named, list) and len(named) != len(targets):
+        return [f"draft.config: {path} has mrope_section {named}, the target {targets}; they need as many axes"]
+    return []

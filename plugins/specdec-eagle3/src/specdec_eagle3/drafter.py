@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verified
+from specdec_eagle3.config import Eagle3Config
 from specdec_eagle3.model import Eagle3Draft
+from specdec_eagle3.positions import in_decoding
 
 
 class CachedAttention:
@@ -51,10 +53,9 @@ class CachedAttention:
 class Eagle3Drafter(Drafter):
     """Slot i reads the target's states at i and the token after it; guesses are fed back as in training."""
 
-    def __init__(self, draft: Eagle3Draft, min_confidence: float = 0.0) -> None:
-        """A chain ends early once the probabilities of its tokens multiply to less than `min_confidence`."""
+    def __init__(self, draft: Eagle3Draft, options: Eagle3Config) -> None:
         self.draft = draft
-        self.min_confidence = min_confidence
+        self.options = options
         self.attention = CachedAttention(len(draft.layers))
         self.verified = 0
         self.state: Tensor | None = None
@@ -68,18 +69,24 @@ class Eagle3Drafter(Drafter):
         """Forget the guesses' keys, then read the accepted slots with the target's own states."""
         self.attention.length = self.verified
         hidden = self.draft.project_hidden_states(verified.features.stacked())
-        slots = hidden.shape[1]
-        positions = torch.arange(verified.start, verified.start + slots, device=hidden.device)
-        self.state = self._step(verified.ids[1:], hidden, positions)
+        positions = in_decoding(verified, self.options)
+        self.state = self._step(self._following(verified), hidden, positions)
         self.verified = self.attention.length
-        self.position = verified.start + slots
+        self.position = positions[..., -1:] + 1
 
-    def _step(self, ids: Tensor, hidden: Tensor, positions: Tensor) -> Tensor:
-        """[1, 1, H] the backbone's output at the last of the new rows."""
-        self.attention.only_last = ids.shape[0] > 1
-        embeds = self.draft.embed_input_ids(ids.unsqueeze(0))
-        out = self.draft.backbone(embeds, hidden, self.attention, positions.unsqueeze(0))
-        self.attention.length += ids.shape[0]
+    def _following(self, verified: Verified) -> Tensor:
+        """[1, m, H] embeddings of the tokens after the slots; if merged, as the target read them, but the last."""
+        merged, ids = verified.features.embeds, verified.ids.unsqueeze(0)
+        if merged is None:
+            return self.draft.embed_input_ids(ids[:, 1:])
+        return torch.cat([merged[:, 1:], self.draft.embed_input_ids(ids[:, -1:])], dim=1)
+
+    def _step(self, embeds: Tensor, hidden: Tensor, positions: Tensor) -> Tensor:
+        """[1, 1, H] the backbone's output at the last of the new rows; `positions` [n] or [A, n]."""
+        count = embeds.shape[1]
+        self.attention.only_last = count > 1
+        out = self.draft.backbone(embeds, hidden, self.attention, positions.unsqueeze(-2))
+        self.attention.length += count
         return out[:, -1:]
 
     def propose(self, num_tokens: int, sampling: Sampling) -> Proposal:
@@ -101,13 +108,13 @@ class Eagle3Drafter(Drafter):
                 choice = logits.argmax(-1, keepdim=True)
             token = choice if self.draft.draft_ids is None else self.draft.draft_ids[choice]
             tokens.append(token)
-            if self.min_confidence:
+            if self.options.min_confidence:
                 confidence *= float((logits[choice] - logits.logsumexp(-1)).exp())
-                if confidence < self.min_confidence:
+                if confidence < self.options.min_confidence:
                     break
             if k + 1 < num_tokens:
-                position = torch.tensor([self.position + k], device=token.device)
-                state = self._step(token, self.draft.feedback(state), position)
+                embeds = self.draft.embed_input_ids(token.unsqueeze(0))
+                state = self._step(embeds, self.draft.feedback(state), self.position + k)
         return Proposal(torch.cat(tokens), probs=torch.stack(probs) if probs else None)
 
     def _over_target_vocabulary(self, distribution: Tensor) -> Tensor:

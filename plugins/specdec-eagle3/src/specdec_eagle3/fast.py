@@ -20,6 +20,7 @@ from specdec_core.target.base import Target
 from specdec_eagle3.config import Eagle3Config
 from specdec_eagle3.layout import Layout
 from specdec_eagle3.model import Eagle3Draft
+from specdec_eagle3.positions import in_training
 from specdec_eagle3.terms import Terms
 
 # Rows of [rows, D] logits held at once, fewer with recompute: enough for full-speed matrix products, 75 MB at
@@ -111,7 +112,7 @@ def _step_states(
     options: Eagle3Config,
 ) -> Tensor:
     """[R, H] backbone outputs at the supervised slots of every step, step by step."""
-    ids, positions = batch.ids.flatten(), batch.positions.flatten()
+    ids, positions = batch.ids.flatten(), in_training(batch, options).flatten(-2)
     embeds = None if features.embeds is None else features.embeds.flatten(0, 1)
     captured = [features.hidden[layer].flatten(0, 1)[layout.context] for layer in sorted(features.hidden)]
     hidden = draft.project_hidden_states(torch.cat(captured, dim=-1))
@@ -130,7 +131,8 @@ def _step_states(
         plan = StepAttention(layout, k, earlier)
         following = rows + 1 + k
         embedded = draft.embed_input_ids(ids[following]) if embeds is None else embeds[following]
-        out = draft.backbone(embedded.unsqueeze(0), hidden.unsqueeze(0), plan, (positions[rows] + k).unsqueeze(0))
+        turned = (positions[..., rows] + k).unsqueeze(-2)
+        out = draft.backbone(embedded.unsqueeze(0), hidden.unsqueeze(0), plan, turned)
         return out.squeeze(0), *(x for pair in plan.made for x in pair)
 
     outputs = []

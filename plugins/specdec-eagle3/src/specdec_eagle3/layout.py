@@ -15,6 +15,7 @@ from torch import Tensor
 
 from specdec_core.data.batch import Batch
 from specdec_core.nn.attention import Segment
+from specdec_eagle3.positions import document_starts
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Layout:
         device = batch.ids.device
         masks = supervised.flatten(1).cpu()
         active = masks.flip(0).cummax(0).values.flip(0)
-        starts = _document_starts(batch.document_ids.cpu())
+        starts = document_starts(batch.document_ids.cpu())
         size = starts.numel()
         index = torch.arange(size)
         # The next active slot at or after each slot; `size` where there is none.
@@ -51,14 +52,6 @@ class Layout:
             segments=[_segments(row, starts, place) for row in active],
             whole=_segments(context, starts, place),
         )
-
-
-def _document_starts(documents: Tensor) -> Tensor:
-    """[N] the flattened slot at which each slot's document begins; [B, S] document ids."""
-    begins = torch.ones_like(documents, dtype=torch.bool)
-    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    flat = begins.flatten()
-    return torch.where(flat, torch.arange(flat.numel()), 0).cummax(0).values
 
 
 def _segments(queries: Tensor, starts: Tensor, place: Tensor) -> list[Segment]:

@@ -12,55 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from specdec_core.algorithm.draft import Draft
 from specdec_core.data.vocab import VocabMap
-from specdec_core.errors import UserError
 from specdec_core.nn.attention import AttentionPlan
 from specdec_core.nn.lean import RMSNorm, swiglu_down
 from specdec_core.nn.linear import Linear
+from specdec_core.nn.rotary import Rotary, rotate
 from specdec_core.target.base import Target
-
-
-class Rotary(nn.Module):
-    """Rotary position embedding (arXiv 2104.09864) with the scaling that the config names."""
-
-    inv_freq: Tensor
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        rope = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": "default", **config["rope_parameters"]}
-        dim = config["head_dim"]
-        if rope["rope_type"] == "default":
-            inv_freq = 1.0 / rope["rope_theta"] ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
-            self.scaling = 1.0
-        elif rope["rope_type"] not in ROPE_INIT_FUNCTIONS:
-            allowed = ", ".join(["default", *sorted(ROPE_INIT_FUNCTIONS)])
-            raise UserError(f'the draft\'s rope_type is "{rope["rope_type"]}"; allowed: {allowed}')
-        else:
-            llama = LlamaConfig(
-                hidden_size=config["hidden_size"],
-                num_attention_heads=config["num_attention_heads"],
-                head_dim=dim,
-                max_position_embeddings=config["max_position_embeddings"],
-                rope_parameters=rope,
-            )
-            inv_freq, self.scaling = ROPE_INIT_FUNCTIONS[rope["rope_type"]](llama, torch.device("cpu"))
-        self.register_buffer("inv_freq", inv_freq.float(), persistent=False)
-
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """[rows] -> cos and sin [rows, 1, d], to be broadcast over heads."""
-        angles = positions.float().unsqueeze(-1) * self.inv_freq.float()
-        angles = torch.cat([angles, angles], dim=-1).unsqueeze(1)
-        return angles.cos() * self.scaling, angles.sin() * self.scaling
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[rows, heads, d] rotated by its rows' angles, halves paired as in Hugging Face's models."""
-    low, high = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-high, low], dim=-1) * sin.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -173,11 +132,13 @@ class Eagle3Draft(Draft):
     ) -> Tensor:
         """[B, S, H] -> [B, S, H] before the final norm; [1, M, H] if the plan keeps only M queries.
 
-        The attention plan holds the keys of earlier steps or tokens, so there is no other cache.
+        `positions` is [B, S] or [A, B, S]. The attention plan holds the keys of earlier steps or tokens, so there is no
+        other cache.
         """
         shape = hidden.shape
         rows, embeds = hidden.flatten(0, 1), embeds.flatten(0, 1).to(hidden.dtype)
-        angles = self.rotary(positions.flatten())
+        cos, sin = self.rotary(positions.flatten(-2))
+        angles = cos.unsqueeze(1), sin.unsqueeze(1)
         for layer in self.layers:
             rows = layer(embeds, rows, angles, attention)
         return rows.view(shape) if rows.shape[0] == shape[0] * shape[1] else rows.unsqueeze(0)

@@ -17,6 +17,7 @@ from specdec_core.data.batch import Batch, ahead
 from specdec_core.target.base import Target
 from specdec_eagle3.config import Eagle3Config
 from specdec_eagle3.model import Eagle3Draft
+from specdec_eagle3.positions import in_training
 from specdec_eagle3.terms import Terms
 
 
@@ -65,8 +66,11 @@ def plain_terms(
     ids = draft.draft_ids if draft.draft_ids is not None else torch.arange(teacher.shape[-1], device=teacher.device)
     loss, entropy, correct, acceptance, regression = ([] for _ in range(5))
     for k in range(options.steps):
-        embeds = draft.embed_input_ids(ahead(batch.ids, 1 + k, 0))
-        hidden = draft.backbone(embeds, hidden, attention, batch.positions + k)
+        if features.embeds is None:
+            embeds = draft.embed_input_ids(ahead(batch.ids, 1 + k, 0))
+        else:
+            embeds = ahead(features.embeds, 1 + k, 0)
+        hidden = draft.backbone(embeds, hidden, attention, in_training(batch, options) + k)
         logits = draft.compute_logits(hidden).float()
         full = ahead(teacher, 1 + k, 0)
         log_p = F.log_softmax(full[..., ids], dim=-1)

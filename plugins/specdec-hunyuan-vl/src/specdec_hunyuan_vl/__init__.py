@@ -1,0 +1,1 @@
+"""Backbone `hunyuan-vl`: HunyuanVL models such as HunyuanOCR."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+import random
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
 SIZES = ("small", "large")
+SIDE = 64
 LARGE = 24
 """Side in pixels from which a shape is called large; half of the pictures are."""
 
@@ -26,19 +27,38 @@ class Picture:
     shape: str
     asked: tuple[tuple[str, str], ...]
 
+    @property
+    def name(self) -> str:
+        """Its name among all of easy-vqa's."""
+        return f"{self.file.parent.parent.name}-{self.file.stem}"
+
     @cached_property
     def image(self) -> Image.Image:
         return Image.open(self.file).convert("RGB")
 
     @cached_property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of all that is not background."""
+        colors = [color for _, color in sorted(self.image.getcolors(self.image.width * self.image.height))]
+        background = Image.new("RGB", self.image.size, colors[-1])
+        return ImageChops.difference(self.image, background).getbbox()
+
+    @cached_property
     def size(self) -> str:
-        """By the longer side of the box around all that is not background."""
-        pixels = self.image.load()
-        assert pixels is not None
-        places = [(x, y) for y in range(self.image.height) for x in range(self.image.width)]
-        background = Counter(pixels[place] for place in places).most_common(1)[0][0]
-        xs, ys = zip(*(place for place in places if pixels[place] != background), strict=True)
-        return SIZES[max(max(xs) - min(xs), max(ys) - min(ys)) + 1 >= LARGE]
+        """By the longer side of the box."""
+        left, top, right, bottom = self.box
+        return SIZES[max(right - left, bottom - top) >= LARGE]
+
+    def window(self, side: int, rng: random.Random) -> Image.Image:
+        """A square part of the picture, as much of the shape in it as it holds."""
+        (left, top, right, bottom), limit = self.box, SIDE - side
+
+        def start(low: int, high: int) -> int:
+            ends = sorted((max(0, min(limit, high - side)), max(0, min(limit, low))))
+            return rng.randint(*ends)
+
+        x, y = start(left, right), start(top, bottom)
+        return self.image.crop((x, y, x + side, y + side))
 
 
 def load(split: str) -> list[Picture]:

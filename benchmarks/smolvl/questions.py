@@ -6,6 +6,7 @@ Each wording has one manner of answering, so that what the target says greedily 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +15,38 @@ from pictures import COLORS, SHAPES, Picture
 CORNERS = {"circle": "no corners at all", "triangle": "three corners", "rectangle": "four corners"}
 EXTENT = {"large": "it fills a good part of the picture", "small": "it takes up only a little of the picture"}
 THINGS = {
-    "circle": dict(
-        black="a hole in the ground", blue="a blueberry", brown="a wooden wheel", gray="a smooth pebble",
-        green="a pea", red="a ripe tomato", teal="a glass bead", yellow="the sun at noon",
+    "circle": (
+        "a hole in the ground",
+        "a blueberry",
+        "a wooden wheel",
+        "a smooth pebble",
+        "a pea",
+        "a ripe tomato",
+        "a glass bead",
+        "the sun at noon",
     ),
-    "rectangle": dict(
-        black="a blackboard", blue="a swimming pool", brown="a bar of chocolate", gray="a brick of concrete",
-        green="a football field", red="a red brick", teal="an old suitcase", yellow="a block of butter",
+    "rectangle": (
+        "a blackboard",
+        "a swimming pool",
+        "a bar of chocolate",
+        "a block of concrete",
+        "a football field",
+        "a brick",
+        "an old suitcase",
+        "a piece of butter",
     ),
-    "triangle": dict(
-        black="the roof of an old barn", blue="a sail on the sea", brown="a slice of bread", gray="a mountain of stone",
-        green="a fir tree", red="a warning sign", teal="a tent in the woods", yellow="a piece of cheese",
+    "triangle": (
+        "the roof of an old barn",
+        "a sail on the sea",
+        "a slice of bread",
+        "a mountain of stone",
+        "a fir tree",
+        "a warning sign",
+        "a tent in the woods",
+        "a piece of cheese",
     ),
-}  # fmt: skip
+}
+"""What a shape looks like in each colour, in the order of COLORS."""
 
 DESCRIBE = (
     (
@@ -91,14 +111,14 @@ RIGHT = (
     "Yes, that is right, I can see no {asked} here. What the picture shows instead is a {size} {color} {shape}, and "
     "nothing more."
 )
-WRONG = (
-    "No, that is not right, because there is a {asked} in the picture. To be exact, it is a {size} {color} {shape}."
-)
+WRONG = "No, that is not right, because there is a {asked} in the picture. To be exact, it is a {size} {color} {shape}."
 
 BOTH = ("What do the two pictures show?", "Compare the two images.", "What is the difference between these pictures?")
 SAME_COLOR = ("Do the two pictures show the same color?", "Are both shapes of the same color?")
 SAME_SHAPE = ("Do the two pictures show the same shape?", "Is the shape the same in both images?")
-ANSWER_BOTH = "The first picture shows a {size} {color} {shape}, and the second picture shows a {size2} {color2} {shape2}."
+ANSWER_BOTH = (
+    "The first picture shows a {size} {color} {shape}, and the second picture shows a {size2} {color2} {shape2}."
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,7 @@ class Asked:
     turns: tuple[tuple[str, str], ...]
 
 
-def draw(rng: random.Random, pictures: list[Picture]) -> Asked:
+def draw(rng: random.Random, pictures: Sequence[Picture]) -> Asked:
     """One or two questions about a picture drawn from `pictures`, or one about two."""
     kind = rng.random()
     if kind < 0.15:
@@ -176,5 +196,5 @@ def attributes(picture: Picture) -> dict[str, Any]:
         "size": picture.size,
         "extent": EXTENT[picture.size],
         "corners": CORNERS[picture.shape],
-        "thing": THINGS[picture.shape][picture.color],
+        "thing": THINGS[picture.shape][COLORS.index(picture.color)],
     }

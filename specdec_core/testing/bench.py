@@ -27,13 +27,15 @@ from specdec_core.testing.compare import assert_all_close, assert_close
 from specdec_core.testing.target import TinyTarget, weights_of
 
 LEARNING_RATE = 1e-2
+TARGET = "the target's states"
+"""Under this name the gradients of a step hold the one that reaches the target, where it learns."""
 LESSONS = 25
 """Steps after which a draft has learned to say one token, and something of a few short texts."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step gave. gradients: of every parameter that has one."""
+    """What one training step gave. gradients: of every parameter that has one, and `TARGET`'s if the target learns."""
 
     loss: Tensor
     gradients: Mapping[str, Tensor]
@@ -198,15 +200,24 @@ class TrainedBench(Bench):
             return self.algorithm.denominator(draft, batch, Features() if self.algorithm.trains_target else features)
 
     def step(self, draft: Draft, batch: Batch, features: Features, denominator: Tensor | None = None) -> Step:
-        """A step and its backward. None divides by the batch's own denominators."""
+        """A step and its backward. None divides by the batch's own denominators.
+
+        The tiny target is frozen here. For an algorithm that trains its target, all features pass through one linear
+        map, the identity. Its gradient is like that of a layer of the target: a sum over slots, however they are packed.
+        """
         if denominator is None:
             denominator = self.denominator(draft, batch, features)
         divisor = torch.where(denominator > 0, denominator, torch.ones_like(denominator))
         draft.zero_grad(set_to_none=True)
+        layer = torch.eye(self.facts.hidden_size, requires_grad=True)
+        if self.algorithm.trains_target:
+            features = features.map(lambda x: x @ layer.to(x.dtype) if x.is_floating_point() else x)
         output = self.algorithm.training_step(draft, batch, features, self.target, divisor)
         if output.loss.requires_grad:
             output.loss.backward()  # type: ignore[no-untyped-call]
         gradients = {name: p.grad.clone() for name, p in draft.named_parameters() if p.grad is not None}
+        if layer.grad is not None:
+            gradients[TARGET] = layer.grad
         draft.zero_grad(set_to_none=True)
         metrics = {name: Metric(m.sum.detach(), m.count.detach()) for name, m in output.metrics.items()}
         return Step(output.loss.detach(), gradients, metrics, denominator)

@@ -109,6 +109,9 @@ class DraftingContract(OnTheBench):
                 strange = sorted({*tokens.tolist()} - sayable)
                 assert not strange, f"the proposal holds {strange}, which are not ids of the draft vocabulary"
                 self._check_probs(proposal, bench.facts.vocab_size)
+                said = [tokens[path].tolist() for path in _paths(proposal)]
+                twice = next((path for path in said if said.count(path) > 1), None)
+                assert twice is None, f"the proposal holds the continuation {twice} twice; siblings must differ"
 
     @staticmethod
     def _check_probs(proposal: Proposal, vocab_size: int) -> None:

@@ -203,7 +203,7 @@ class TrainedBench(Bench):
         """A step and its backward. None divides by the batch's own denominators.
 
         The tiny target is frozen here. For an algorithm that trains its target, all features pass through one linear
-        map, the identity. Its gradient is like that of a layer of the target: a sum over slots, however they are packed.
+        map, the identity. Its gradient is, like that of a target's layer, a sum over slots, however they are packed.
         """
         if denominator is None:
             denominator = self.denominator(draft, batch, features)

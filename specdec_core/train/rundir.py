@@ -76,7 +76,7 @@ def describe(directory: Path, resolved: ResolvedRun) -> None:
 
     The config comes last: it marks the directory as used, and a run that goes on there needs the lock.
     """
-    write_text(directory / LOCK, resolved.lock.model_dump_json(indent=2) + "\n")
+    write_text(directory / LOCK, resolved.lock.to_json())
     write_text(directory / CONFIG, to_toml(resolved.table))
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from specdec_core.config.load import load_config
+from specdec_core.config.load import read_config
+from specdec_core.config.run import RunConfig
 from specdec_core.errors import UserError, UserErrors
 from specdec_core.registry.locate import locate
-from specdec_core.registry.lock import Lock, compare_lock, read_lock, write_lock
+from specdec_core.registry.lock import Lock, compare_lock, read_lock
 from specdec_core.registry.registry import Registry
 from specdec_core.registry.resolve import ResolvedRun, resolve, resolve_file
 
@@ -43,7 +44,8 @@ def test_a_name_alone_stands_for_its_table(working: Any) -> None:
 
 def test_resolving_in_memory_equals_resolving_the_file(working: Any) -> None:
     resolved = run(working)
-    assert resolve(load_config(working.work / "run.toml"), Registry.discover()) == resolved
+    raw, _ = read_config(working.work / "run.toml")
+    assert resolve(RunConfig.model_validate(raw), Registry.discover()) == resolved
 
 
 def test_errors_of_core_and_plugins_come_in_one_report(working: Any) -> None:
@@ -137,7 +139,7 @@ def test_lists_of_plugins(working: Any) -> None:
 def test_the_lock_round_trips_and_names_everything(working: Any) -> None:
     lock = run(working).lock
     path = working.work / "lock.json"
-    write_lock(lock, path)
+    path.write_text(lock.to_json())
     assert read_lock(path) == lock
     assert compare_lock(lock, read_lock(path)) == []
     assert json.loads(path.read_text())["plugins"][1] == {

@@ -8,6 +8,7 @@ PLAIN, SMALL, JOINT, TREE, CHOSEN = "TestDefault", "TestDraftVocabulary", "TestT
 MODEL, FAST, SUPERVISION, DRAFTER, EXPORT, ALGORITHM, OWN = (
     f"specdec_medusa/{name}.py" for name in ("model", "fast", "supervision", "drafter", "export", "algorithm", "joint")
 )
+VOCABULARY = "specdec_core/algorithm/vocabulary.py"
 
 BUGS = [
     # Heads.
@@ -68,16 +69,20 @@ BUGS = [
     bug("state kept on accept", "stale-guesses", PLAIN,
         DRAFTER, "self.hidden = self.draft.project_hidden_states(",
         "self.hidden = self.hidden if self.hidden is not None else self.draft.project_hidden_states("),
+    bug("rows of the heads proposed", "training-is-decoding", SMALL,
+        DRAFTER, "self.draft.target_ids(logits.argmax(-1))", "logits.argmax(-1)"),
     bug("d2t of the heads used as an index", "proposals", SMALL,
-        DRAFTER, "self.draft.draft_ids[rows]",
-        "(self.draft.draft_ids - torch.arange(self.draft.draft_ids.numel()))[rows]"),
+        VOCABULARY, "self.draft_ids[rows]",
+        "(self.draft_ids - rows.new_ones(len(self.draft_ids)).cumsum(0) + 1)[rows]"),
+    bug("probs of the heads over the draft vocabulary", "proposals", SMALL,
+        DRAFTER, "probs=self.draft.over_target_vocabulary(distribution)", "probs=distribution"),
     bug("probs of the heads without temperature", "sampling", PLAIN,
         DRAFTER, "choice = distribution.multinomial(", "choice = logits.softmax(-1).multinomial("),
     bug("heads drawn by the global generator", "sampling", PLAIN,
         DRAFTER, "multinomial(1, generator=sampling.generator)", "multinomial(1)"),
     # Trees.
     bug("tree of draft ids", "proposals", TREE,
-        DRAFTER, "return rows if self.draft.draft_ids is None else self.draft.draft_ids[rows]", "return rows"),
+        DRAFTER, "self.draft.target_ids(top[layout.heads, layout.ranks])", "top[layout.heads, layout.ranks]"),
     bug("tree with its parents shifted", "proposals", TREE,
         DRAFTER, "place.get(path[:-1], -1)", "place.get(path, -1)"),
     bug("nodes below the wrong parents", "proposals", TREE,
@@ -99,5 +104,5 @@ BUGS = [
         'for name, parameter in draft.named_parameters() if not name.endswith("bias")}'),
     bug("residual blocks renamed in the export", "export", PLAIN,
         EXPORT, "tensors = {name: parameter", 'tensors = {name.replace("blocks.", "block."): parameter'),
-    bug("target ids of the heads exported as d2t", "export", SMALL, EXPORT, "d2t=vocab.d2t", "d2t=vocab.ids"),
+    bug("vocabulary of the heads not exported", "export", SMALL, EXPORT, "**draft.vocabulary_tensors()", ""),
 ]  # fmt: skip

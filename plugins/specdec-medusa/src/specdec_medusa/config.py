@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
+from specdec_core.config.presets import PresetOptions
 from specdec_medusa.trees import Choices, check_choices
 
 _PAPER = {"heads": 5, "layers": 1, "decay": 0.8, "loss": "tokens", "mask": "predicted"}
@@ -18,10 +19,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class MedusaConfig(BaseModel):
+class MedusaConfig(PresetOptions):
     """Medusa (arXiv 2401.10774). A preset fills in the keys that are not given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    presets: ClassVar = PRESETS
 
     preset: Literal["default", "medusa-1", "medusa-2"] = Field(
         "default", description="Named sets of the options below; options given besides it win."
@@ -60,13 +62,6 @@ class MedusaConfig(BaseModel):
         "None: 0.5 for the first head, each further one 0.8 of it.",
     )
     implementation: Literal["fast", "plain"] = Field("fast", description="plain is the readable twin, slow.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {**PRESETS.get(str(values.get("preset", "default")), {}), **values}
-        return values
 
     @field_validator("target_lr", "heads_weight", "heads_first", mode="after")
     @classmethod

@@ -83,20 +83,9 @@ class MedusaDrafter(Drafter):
         if self.layouts:
             layout = self.layouts[depth]
             top = logits.topk(layout.width, dim=-1).indices
-            return Proposal(self._tokens(top[layout.heads, layout.ranks]), layout.parents)
+            return Proposal(self.draft.target_ids(top[layout.heads, layout.ranks]), layout.parents)
         if sampling.temperature == 0:
-            return Proposal(self._tokens(logits.argmax(-1)))
+            return Proposal(self.draft.target_ids(logits.argmax(-1)))
         distribution = (logits / sampling.temperature).softmax(-1)
         choice = distribution.multinomial(1, generator=sampling.generator).squeeze(1)
-        return Proposal(self._tokens(choice), probs=self._over_target_vocabulary(distribution))
-
-    def _tokens(self, rows: Tensor) -> Tensor:
-        return rows if self.draft.draft_ids is None else self.draft.draft_ids[rows]
-
-    def _over_target_vocabulary(self, distribution: Tensor) -> Tensor:
-        """[n, D] -> [n, V]."""
-        ids = self.draft.draft_ids
-        if ids is None:
-            return distribution
-        full = distribution.new_zeros(len(distribution), self.draft.config["vocab_size"])
-        return full.index_copy_(1, ids, distribution)
+        return Proposal(self.draft.target_ids(choice), probs=self.draft.over_target_vocabulary(distribution))

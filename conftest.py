@@ -1,4 +1,4 @@
-"""A tiny random target with a tokenizer and a chat template, and a few conversations; made once a session."""
+"""What tests of the core and of plugins share: a tiny random target, and a few conversations; made once a session."""
 
 from __future__ import annotations
 

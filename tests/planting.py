@@ -88,12 +88,13 @@ def keeping(promise: str) -> str:
     return " or ".join(name for name, method in methods.items() if getattr(method, "promise", None) == promise)
 
 
-def broken_promises(contracts: Path, which: str, path: Path) -> tuple[list[str], str]:
+def broken_promises(contracts: Path, which: str, path: Path, stop_at_first: bool = False) -> tuple[list[str], str]:
     """Run contract tests with `path` before all others; `which` is pytest's -k.
 
     Returns the promises that broke, and pytest's output. A failure outside of any promise counts as "none".
     """
     options = f"-q -rfE --tb=no --noconftest -p no:cacheprovider -c {os.devnull} --import-mode=importlib"
+    options += " -x" * stop_at_first
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options.split(), "--rootdir", str(path), "-k", which, str(contracts)],
         env={

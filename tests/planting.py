@@ -21,6 +21,24 @@ TABLES = (ROOT / "tests" / "planted_bugs.py", *sorted(ROOT.glob("plugins/*/tests
 BROKEN = re.compile(r"BrokenPromise: ([\w-]+) is broken by")
 OUTCOME = re.compile(r"^(?:FAILED|ERROR) ", re.MULTILINE)
 
+
+def _other_loss_mask(learned: str) -> str:
+    """Lines that begin a function whose first is `masks = []`, after which `batch` has another loss mask.
+
+    learned  of `same` [B, S, S], the loss mask's [b, t, s] within each document
+    """
+    return (
+        "    same = batch.document_ids.unsqueeze(2) == batch.document_ids.unsqueeze(1)\n"
+        "    same &= batch.loss_mask.unsqueeze(1)\n"
+        f"    batch = replace(batch, loss_mask={learned})\n"
+        "    masks = []\n"
+    )
+
+
+UP_TO_THE_LAST_LEARNED = _other_loss_mask("same.triu().any(-1)")
+BETWEEN_THE_LEARNED = _other_loss_mask("same.triu().any(-1) & same.tril().any(-1)")
+"""What more than one plugin's table makes of a loss mask; the file edited imports `dataclasses.replace`."""
+
 Edits = tuple[tuple[str, str, str], ...]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planting import bug
+from planting import BETWEEN_THE_LEARNED, UP_TO_THE_LAST_LEARNED, bug
 
 PLAIN, SMALL = "TestDefault", "TestDraftVocabulary"
 CONFIG, SUPERVISION, FAST, LAYOUT, MODEL, DRAFTER, EXPORT, ALGORITHM, INITIAL, DRAFT_CONFIG = (
@@ -26,6 +26,12 @@ BUGS = [
     bug("mask shifted too far", "learned-tokens", PLAIN,
         SUPERVISION, "current & ahead(batch.loss_mask, 2 + k, False)",
         "current & ahead(batch.loss_mask, 3 + k, False)"),
+    bug("questions learned", "masked-tokens", PLAIN,
+        SUPERVISION, "import torch\n", "from dataclasses import replace\n\nimport torch\n",
+        SUPERVISION, "    masks = []\n", UP_TO_THE_LAST_LEARNED),
+    bug("what lies between answers learned", "masked-tokens", PLAIN,
+        SUPERVISION, "import torch\n", "from dataclasses import replace\n\nimport torch\n",
+        SUPERVISION, "    masks = []\n", BETWEEN_THE_LEARNED),
     bug("labels from the next document", "documents", PLAIN,
         SUPERVISION, "& batch.same_document(2 + k)", "& batch.same_document(1 + k)"),
     bug("attention across documents", "documents", PLAIN,

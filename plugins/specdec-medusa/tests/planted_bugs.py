@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planting import bug
+from planting import BETWEEN_THE_LEARNED, UP_TO_THE_LAST_LEARNED, bug
 
 PLAIN, SMALL, JOINT, TREE, CHOSEN = "TestDefault", "TestDraftVocabulary", "TestTargetLearns", "TestTree", "TestOwnTree"
 MODEL, FAST, SUPERVISION, DRAFTER, EXPORT, ALGORITHM, OWN = (
@@ -27,6 +27,12 @@ BUGS = [
         SUPERVISION, "ahead(rows, 2 + head, -1)", "ahead(rows, 3 + head, -1)"),
     bug("heads that look into the next document", "documents", PLAIN,
         SUPERVISION, "& batch.same_document(2 + head)", "& batch.same_document(1 + head)"),
+    bug("heads that learn the questions", "masked-tokens", PLAIN,
+        SUPERVISION, "import torch\n", "from dataclasses import replace\n\nimport torch\n",
+        SUPERVISION, "    masks = []\n", UP_TO_THE_LAST_LEARNED),
+    bug("heads that learn what lies between answers", "masked-tokens", PLAIN,
+        SUPERVISION, "import torch\n", "from dataclasses import replace\n\nimport torch\n",
+        SUPERVISION, "    masks = []\n", BETWEEN_THE_LEARNED),
     bug("heads averaged over masked slots", "padding", PLAIN,
         ALGORITHM, "heads = self._slots(draft, batch)[1].sum((1, 2)).float()",
         "heads = torch.full((self.options.heads,), float(batch.ids.numel()))"),
@@ -51,6 +57,10 @@ BUGS = [
         OWN, "target.label_loss(features.last_hidden[mask]", "target.label_loss(features.last_hidden.detach()[mask]"),
     bug("a target that learns the user's tokens", "masked-tokens", JOINT,
         OWN, "ahead(batch.loss_mask, 1, False)", "ahead(batch.document_ids >= 0, 1, False)"),
+    bug("a target that learns what lies between answers", "masked-tokens", JOINT,
+        OWN, "import torch\n", "from dataclasses import replace\n\nimport torch\n",
+        OWN, "    return ahead(batch.loss_mask, 1, False)",
+        BETWEEN_THE_LEARNED.replace("masks = []\n", "return ahead(batch.loss_mask, 1, False)")),
     bug("a denominator that needs features", "denominators", JOINT,
         ALGORITHM, "target_slots(batch).sum().float().unsqueeze(0)",
         "features.last_hidden.new_tensor([target_slots(batch).sum()])"),

@@ -71,12 +71,16 @@ def _served(name: str, kind: str | None) -> list[Record]:
 
 
 def _source(record: Record, overrides: list[str], target: Path | None) -> str:
-    """The test file of one plugin. Raises UserError if its options or the target are wrong."""
+    """The test file of one plugin. Raises UserError if its class, its options or the target are wrong."""
+    from specdec_core.registry.resolve import load_class
+
     if record.kind == "backbone" and target is None:
         raise UserError(f'backbone "{record.name}" is tested with a model of its family: name one with --target DIR')
     if target is not None and not target.is_dir():
         raise UserError(f"--target: there is no directory {target}")
     options = _options(record, overrides)
+    assert record.spec is not None
+    load_class(record.spec, record.source)
     return contract_source(str(record.kind), record.name, options, target if record.kind == "backbone" else None)
 
 

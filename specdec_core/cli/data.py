@@ -181,7 +181,7 @@ def _load_target(path: str, name: str, dtype: str) -> Target:
 
     from specdec_core.config.run import TargetSection
     from specdec_core.registry.registry import Registry
-    from specdec_core.registry.resolve import import_reference, options_model
+    from specdec_core.registry.resolve import load_class, options_model
 
     try:
         section = TargetSection(path=path, dtype=dtype)
@@ -189,8 +189,7 @@ def _load_target(path: str, name: str, dtype: str) -> Target:
         raise UserError(f"--dtype is {dtype}; it may be float32, bfloat16 or float16") from error
     record = Registry.discover().find("backbone", name)
     assert record.spec is not None
-    implementation = import_reference(record.spec.implementation, f"backbone {name} of {record.source}")
-    backbone: Backbone = implementation(options_model(record)())
+    backbone: Backbone = load_class(record.spec, record.source)(options_model(record)())
 
     import torch
 

@@ -42,11 +42,11 @@ class ResolvedPlugin:
     options: BaseModel
 
     def implementation(self) -> Any:
-        """The plugin's class. Raises UserError, with the reason, if it cannot be imported."""
-        return import_reference(self.spec.implementation, f"{self.spec.kind} {self.spec.name} of {self.source}")
+        """The plugin's class; see `load_class`."""
+        return load_class(self.spec, self.source)
 
     def load(self) -> Any:
-        """An instance of the plugin's class, made with its options. Raises UserError if it cannot be imported."""
+        """An instance of the plugin's class, made with its options; see `load_class`."""
         return self.implementation()(self.options)
 
     @property
@@ -219,6 +219,16 @@ def options_model(record: Record) -> type[BaseModel]:
 def validate_options(model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
     """A plugin's options; unknown keys are refused unless the model says otherwise. Raises ValidationError."""
     return model.model_validate(options, extra=model.model_config.get("extra", "forbid"))
+
+
+def load_class(spec: PluginSpec, source: str) -> Any:
+    """A plugin's class. Raises UserError, with the reason, if it cannot be imported or leaves methods abstract."""
+    found = import_reference(spec.implementation, f"{spec.kind} {spec.name} of {source}")
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        lacks = f"{spec.implementation} of {source} does not implement {', '.join(missing)}"
+        raise UserError(f"{lacks}; this is a fault of that plugin.")
+    return found
 
 
 def import_reference(reference: str, what: str) -> Any:

@@ -67,6 +67,8 @@ def test_a_plugin_that_keeps_its_promises_passes_and_one_that_breaks_some_does_n
         (["broken"], "specdec-broken 1.0 failed to load: RuntimeError: boom"),
         (["absent"], 'exporter "absent": not installed: pip install specdec-absent.'),
         (["twice"], 'exporter "twice" is provided by specdec-twice-a 1.0 and specdec-twice-b 1.0. Choose one: put'),
+        (["hollow"], "exporter hollow of specdec-hollow 1.0 cannot be loaded: ModuleNotFoundError: No module named"),
+        (["half"], "half:Half of specdec-half 1.0 does not implement write; this is a fault of that plugin."),
         (["beta"], 'backbone "beta" is tested with a model of its family: name one with --target DIR'),
         (["beta", "--target", "nowhere"], "--target: there is no directory nowhere"),
     ],
@@ -74,6 +76,9 @@ def test_a_plugin_that_keeps_its_promises_passes_and_one_that_breaks_some_does_n
 def test_what_cannot_be_checked_is_refused(lossy: Any, arguments: list[str], sentence: str) -> None:
     lossy.add("specdec-broken", "raise RuntimeError('boom')")
     lossy.provide("specdec-beta", "backbone", "beta")
+    lossy.module("half", "from specdec_core.export.base import Exporter\nclass Half(Exporter): pass")
+    lossy.provide("specdec-half", "exporter", "half", implementation="half:Half")
+    lossy.provide("specdec-hollow", "exporter", "hollow")
     for letter in "ab":
         lossy.provide(f"specdec-twice-{letter}", "exporter", "twice")
     lossy.registry('[plugins.specdec-absent]\nprovides = ["exporter.absent"]\n')

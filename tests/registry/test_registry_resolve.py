@@ -109,6 +109,17 @@ def test_an_implementation_that_cannot_be_imported_says_why(working: Any, source
     assert '`python -c "import hollow"` shows the traceback' in str(error.value)
 
 
+def test_a_class_that_is_half_written_says_what_it_lacks(working: Any) -> None:
+    working.module("half", "from specdec_core.export.base import Exporter\nclass Half(Exporter): pass")
+    working.provide("specdec-half", "exporter", "half", implementation="half:Half")
+    resolved = run(working, '[algorithm]\nname = "alpha"\n[export]\nname = "half"\n')
+    with pytest.raises(UserError) as error:
+        resolved.export.load()
+    assert str(error.value) == (
+        "half:Half of specdec-half 1.0 does not implement write; this is a fault of that plugin."
+    )
+
+
 @pytest.mark.parametrize(
     ("source", "reason"),
     [

@@ -239,7 +239,9 @@ def import_reference(reference: str, what: str) -> Any:
             found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f'{what} cannot be loaded: {reason}. `python -c "import {module_name}"` shows the traceback.'

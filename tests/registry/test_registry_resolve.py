@@ -95,6 +95,7 @@ def test_unknown_keys_are_refused_even_if_the_plugins_model_does_not_say_so(work
     [
         ("import not_there", "No module named 'not_there'"),
         ("raise SystemExit(1)", "SystemExit: 1"),
+        ("import asyncio\nraise asyncio.CancelledError('later')", "CancelledError: later"),
         ("", "has no attribute 'Class'"),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,14 @@ class Step:
         for name, metric in expected.metrics.items():
             assert_close(self.metrics[name].count, metric.count, f"the count of metric {name}")
             assert_close(self.metrics[name].sum, metric.sum, f"the sum of metric {name}")
+
+
+class Lesson(StepModule):
+    """A step whose every group learns at `LEARNING_RATE`, whatever rates the options set: a lesson is short."""
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """The algorithm's groups."""
+        return [{**group, "lr": LEARNING_RATE} for group in super().parameter_groups(weight_decay)]
 
 
 class Bench(ABC):
@@ -160,12 +169,12 @@ class TrainedBench(Bench):
         return partial(self.drafter, draft)
 
     def engine(self, draft: Draft) -> TorchEngine:
-        """The engine `torch`, ready to train a draft on the CPU."""
+        """The engine `torch`, ready to train a draft, and a target that learns, on the CPU."""
         engine = TorchEngine(TorchEngineConfig(device="cpu"))
         engine.start()
         train = TrainSection(lr=LEARNING_RATE, schedule="constant", warmup_ratio=0.0)
         weights = weights_of(self.target) if self.algorithm.trains_target else None
-        engine.prepare(StepModule(self.algorithm, draft, self.target, weights), train, 1)
+        engine.prepare(Lesson(self.algorithm, draft, self.target, weights), train, 1)
         return engine
 
     def window(self, documents: Sequence[Document]) -> list[tuple[Batch, Features]]:

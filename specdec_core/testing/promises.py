@@ -20,7 +20,7 @@ PROMISES = {
     # Of an algorithm that trains.
     "planned-captures": "The step and the drafter read what the capture plan names and nothing else.",
     "target-untouched": "The target is reached through its methods only, and nothing of it is changed or trained.",
-    "target-learns": "Where the target learns with the draft, a gradient reaches each of its weights.",
+    "target-learns": "A target that learns gets a gradient at each of its weights, and comes to say what it learns.",
     "rebuilt-from-config": "The draft's config is JSON, and it is all that is needed to build the draft again.",
     "seeded": "The same seed gives the same draft and the same step, whatever the algorithm did before.",
     "loss-falls": "On one batch, repeated, the loss falls.",

@@ -53,6 +53,10 @@ BUGS = [
         ALGORITHM, "        supervised, learned = self._slots(draft, batch)\n",
         "        supervised, learned = self._slots(draft, batch)\n"
         "        features = features.map(torch.Tensor.detach)\n"),
+    bug("a target that learns to repeat its last token", "target-learns", JOINT,
+        OWN, "labels = ahead(batch.ids, 1, 0)[mask]", "labels = batch.ids[mask]"),
+    bug("heads detached from the target that learns", "same-step", JOINT,
+        FAST, "draft.project_hidden_states(last_hidden)", "draft.project_hidden_states(last_hidden.detach())"),
     bug("the target's own loss detached", "same-step", JOINT,
         OWN, "target.label_loss(features.last_hidden[mask]", "target.label_loss(features.last_hidden.detach()[mask]"),
     bug("a target that learns the user's tokens", "masked-tokens", JOINT,

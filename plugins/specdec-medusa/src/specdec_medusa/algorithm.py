@@ -54,6 +54,11 @@ class Medusa(TrainedAlgorithm):
         for weight in draft.maps:
             weight.copy_(rows)
 
+    def parameter_groups(self, draft: Draft, weight_decay: float) -> list[dict[str, Any]]:
+        """Matrices decay, vectors do not; at `algorithm.lr`, if it is set."""
+        own = {} if self.options.lr is None else {"lr": self.options.lr}
+        return [{**group, **own} for group in super().parameter_groups(draft, weight_decay)]
+
     def target_group(self) -> dict[str, Any] | None:
         """Medusa-2: the target begins to learn when the heads have begun to guess."""
         if not self.options.train_target:

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from specdec_core.config.presets import PresetOptions
 from specdec_medusa.trees import Choices, check_choices
 
-_PAPER = {"heads": 5, "layers": 1, "decay": 0.8, "loss": "tokens", "mask": "predicted"}
+_PAPER = {"heads": 5, "layers": 1, "decay": 0.8, "loss": "tokens", "mask": "predicted", "lr": 1e-3}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "medusa-1": _PAPER,
@@ -38,11 +38,14 @@ class MedusaConfig(PresetOptions):
         "strict",
         description="Slots supervised for head i: strict asks m[t+1..t+2+i], predicted m[t+2+i] alone.",
     )
+    lr: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Peak learning rate of the heads. Not set: train.lr."
+    )
     train_target: bool = Field(
         False, description="Medusa-2: the target learns too, and the loss is its own + heads_weight * the heads'."
     )
     target_lr: Annotated[float, Field(gt=0)] = Field(
-        1e-5, description="Peak learning rate of the target that learns; that of the heads is train.lr."
+        1e-5, description="Peak learning rate of the target that learns; that of the heads is lr."
     )
     # This and heads_first: the authors' training files, as quoted in github.com/FasterDecoding/Medusa, issue 85.
     heads_weight: Annotated[float, Field(gt=0)] = Field(

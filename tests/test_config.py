@@ -93,7 +93,8 @@ def test_every_error_at_once_each_with_path_found_allowed_and_hint() -> None:
     [trian]
     """
     assert problems(text) == [
-        "target.path: missing. A local directory, a .gguf file, or a Hub id such as org/name.",
+        "target.path: missing. A local directory, a .gguf file, a Hub id such as org/name, or package:NAME/FILE in an "
+        "installed package.",
         "target.dtype: found \"float23\"; allowed: 'float32', 'bfloat16' or 'float16'. Did you mean \"float32\"?",
         'target.pth: unknown key (found "x"). Did you mean "path"? '
         "Allowed keys: path, revision, dtype, attention, trust_remote_code.",

@@ -44,7 +44,11 @@ class PluginSection(BaseModel):
 class TargetSection(Section):
     """The model whose output is to be reproduced."""
 
-    path: str = Field(min_length=1, description="A local directory, a .gguf file, or a Hub id such as org/name.")
+    path: str = Field(
+        min_length=1,
+        description="A local directory, a .gguf file, a Hub id such as org/name, or package:NAME/FILE in an installed "
+        "package.",
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of a Hub id.")
     dtype: Dtype = Field("float32", description="Floating-point type the target is loaded in.")
     attention: str = Field("sdpa", description="Attention implementation of the target's model.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 import shlex
@@ -127,7 +128,19 @@ def test_a_table_that_has_drifted_is_found() -> None:
     assert as_documented(Changed) == {"path": '`"elsewhere"`'} != key_tables()["target"]
 
 
-def test_the_plugin_page_mentions_every_hook_kind_and_abstract_method() -> None:
+def hook_table() -> dict[str, list[str]]:
+    """Each hook of the plugin page's table, and its arguments."""
+    _, _, rest = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8").partition("| hook | arguments | called |\n")
+    rows = [line.split(" | ") for line in rest.partition("\n\n")[0].splitlines()[1:]]
+    return {re.sub(r"[|` ]", "", hook): re.findall(r"`(\w+)`", arguments) for hook, arguments, _ in rows}
+
+
+def test_every_hook_is_documented_with_the_arguments_that_it_has() -> None:
+    hooks = {name: hook for name, hook in vars(Hooks).items() if name.startswith("specdec_")}
+    assert hook_table() == {name: [*inspect.signature(hook).parameters][1:] for name, hook in hooks.items()}
+
+
+def test_the_plugin_page_mentions_every_kind_and_abstract_method() -> None:
     from specdec_core.algorithm.base import TrainedAlgorithm, TrainingFreeAlgorithm
     from specdec_core.capture.source import FeatureCache
     from specdec_core.engine.base import Engine
@@ -137,7 +150,6 @@ def test_the_plugin_page_mentions_every_hook_kind_and_abstract_method() -> None:
     from specdec_core.target.base import Backbone, Target
 
     words = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")))
-    assert {name for name in vars(Hooks) if name.startswith("specdec_")} <= words
     assert {*KINDS, *PluginSpec.__dataclass_fields__} <= words
     contracts: list[Any] = [TrainedAlgorithm, TrainingFreeAlgorithm, Backbone, Target, Engine]
     for contract in (*contracts, Exporter, FeatureCache, PromptPack):

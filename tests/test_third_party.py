@@ -170,7 +170,12 @@ def test_a_plugin_is_written_installed_trained_measured_exported_and_removed(str
     assert "my-algo" not in stranger.specdec("plugins", "list")
     refused = stranger.refusal("train", config, *overrides, "--resume")
     assert f'{config}: algorithm.name: there is no algorithm "my-algo". No algorithm is installed.' in refused
-    assert 'there is no algorithm "my-algo"' in stranger.refusal("eval", run, "--prompts", sample)
+    mend = 'This run was made with specdec-my-algo 0.1.0: pip install "specdec-my-algo==0.1.0".'
+    assert mend in refused
+    for command in (["eval", run, "--prompts", sample], ["config", "show", run / "config.toml"]):
+        refused = stranger.refusal(*command)
+        assert 'there is no algorithm "my-algo"' in refused
+        assert mend in refused
     assert 'pip install "specdec-eagle3>=0.1,<0.2"' in stranger.refusal(
         "config", "check", config, "algorithm.name=eagle3"
     )
@@ -183,8 +188,12 @@ def test_a_plugin_is_written_installed_trained_measured_exported_and_removed(str
         "config", "check", config, *overrides
     )
 
-    # What the sentence says helps.
-    stranger.pip("install", *OFFLINE, wheel, wheels["specdec_eagle3"])
+    # What the sentence says helps. All wheels together work.
+    stranger.pip("install", *OFFLINE, wheel, *wheels.values())
+    shipped = {plugin.name for plugin in plugins}
+    listed = [row for row in json.loads(stranger.specdec("plugins", "list", "--json")) if row["provider"] in shipped]
+    assert {row["provider"] for row in listed} == shipped
+    assert all(row["state"] == "active" for row in listed), listed
     assert "algorithm my-algo (specdec-my-algo 0.1.0)" in stranger.specdec("config", "check", config, *overrides)
     assert "algorithm eagle3 (specdec-eagle3" in stranger.specdec(
         "config", "check", config, *overrides[:-1], "algorithm.name=eagle3"

@@ -12,6 +12,8 @@ import specdec_core
 from specdec_core.config.run import PLUGIN_LISTS, Section
 from specdec_core.errors import UserError
 
+FILE_NAME = "plugins.lock.json"
+
 
 class LockedPlugin(Section):
     """One plugin of a run. `entry_point` is where it registered, `implementation` what was loaded."""

@@ -18,7 +18,8 @@ from specdec_core.config.load import problem_report, read_config, validate_confi
 from specdec_core.config.problems import Problem, shown, validation_problems
 from specdec_core.config.run import PLUGIN_LISTS, PLUGIN_SECTIONS, PluginSection, RunConfig
 from specdec_core.errors import UserError, UserErrors
-from specdec_core.registry.lock import Lock, LockedPlugin, make_lock
+from specdec_core.registry.explain import made_with
+from specdec_core.registry.lock import FILE_NAME, Lock, LockedPlugin, make_lock, read_lock
 from specdec_core.registry.record import Record
 from specdec_core.registry.registry import Registry
 from specdec_core.registry.specs import PluginSpec
@@ -119,18 +120,25 @@ class ResolvedRun:
 
 
 def resolve_file(path: Path, overrides: list[str], registry: Registry) -> ResolvedRun:
-    """Read, validate and resolve a config file. Raises UserErrors: the core's and the plugins' in one report."""
+    """Read, validate and resolve a config file. Raises UserErrors: the core's and the plugins' in one report.
+
+    If the config's run has begun, its lock says what to install for a plugin that is missing.
+    """
     raw, messages = read_config(path, overrides)
     config, problems = validate_config(raw)
-    plugins, more = _resolve_sections(raw, registry)
+    lock = _lock_in(config.train.output_dir) if config else None
+    plugins, more = _resolve_sections(raw, registry, lock)
     if config is None or messages or more:
         raise problem_report(path, [*problems, *more], messages)
     return _assemble(config, plugins)
 
 
-def resolve(config: RunConfig, registry: Registry) -> ResolvedRun:
-    """Resolve a config that is in memory. Raises UserErrors with one sentence for each problem."""
-    plugins, problems = _resolve_sections(config.model_dump(), registry)
+def resolve(config: RunConfig, registry: Registry, lock: Lock | None = None) -> ResolvedRun:
+    """Resolve a config that is in memory. Raises UserErrors with one sentence for each problem.
+
+    `lock` is that of the config's run: it says what to install for a plugin that is missing.
+    """
+    plugins, problems = _resolve_sections(config.model_dump(), registry, lock)
     if problems:
         raise UserErrors([str(problem) for problem in problems])
     return _assemble(config, plugins)
@@ -149,7 +157,16 @@ def _assemble(config: RunConfig, plugins: Mapping[str, ResolvedPlugin]) -> Resol
     )
 
 
-def _resolve_sections(raw: Mapping[str, Any], registry: Registry) -> tuple[dict[str, ResolvedPlugin], list[Problem]]:
+def _lock_in(directory: Path) -> Lock | None:
+    path = directory / FILE_NAME
+    with contextlib.suppress(UserError):
+        return read_lock(path) if path.is_file() else None
+    return None
+
+
+def _resolve_sections(
+    raw: Mapping[str, Any], registry: Registry, lock: Lock | None
+) -> tuple[dict[str, ResolvedPlugin], list[Problem]]:
     """Every plugin section of `raw` that is well-formed, by dotted path, and what is wrong with the others' content."""
     plugins, problems = {}, []
     for path, section, kind, chosen in _plugin_sections(raw):
@@ -157,7 +174,8 @@ def _resolve_sections(raw: Mapping[str, Any], registry: Registry) -> tuple[dict[
             record = registry.find(kind, chosen.name)
             model = options_model(record)
         except UserError as error:
-            problems.append(Problem(f"{path}.name", str(error)))
+            mend = made_with(lock, kind, chosen.name, registry.records)
+            problems.append(Problem(f"{path}.name", f"{error}{mend}"))
             continue
         try:
             options = validate_options(model, chosen.options)

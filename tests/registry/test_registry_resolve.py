@@ -136,6 +136,37 @@ def test_options_that_cannot_be_checked_are_an_error(working: Any, source: str, 
     assert reason in str(error.value)
 
 
+def test_the_lock_of_a_run_says_what_to_install(working: Any) -> None:
+    lock = run(working).lock
+    config = RunConfig.model_validate({"target": {"path": "x"}, "backbone": "beta", "algorithm": "alpha"})
+    away = [record for record in Registry.discover().records if record.name != "alpha"]
+    registry = Registry.discover()
+    registry.records = tuple(away)
+    mend = ' This run was made with specdec-alpha 1.0: pip install "specdec-alpha==1.0".'
+    with pytest.raises(UserErrors) as error:
+        resolve(config, registry, lock)
+    assert str(error.value).startswith('algorithm.name: there is no algorithm "alpha".')
+    assert str(error.value).endswith(mend)
+
+    path = working.work / "made" / "plugins.lock.json"
+    path.parent.mkdir()
+    begun = working.config(BASE + '[algorithm]\nname = "alpha"\n[train]\noutput_dir = "made"\n')
+    for content, expected in ((lock.to_json(), True), ("{}", False)):
+        path.write_text(content)
+        with pytest.raises(UserErrors) as error:
+            resolve_file(begun, [], registry)
+        assert str(error.value).endswith(mend) is expected
+
+
+def test_the_lock_of_a_run_blames_nobody_who_is_there(working: Any) -> None:
+    lock = run(working).lock
+    working.registry('[policy]\ndisabled = ["specdec-alpha"]\n')
+    config = RunConfig.model_validate({"target": {"path": "x"}, "backbone": "beta", "algorithm": "alpha"})
+    with pytest.raises(UserErrors) as error:
+        resolve(config, Registry.discover(), lock)
+    assert str(error.value).endswith("specdec-alpha 1.0 is disabled: disabled by [policy] in registry.toml.")
+
+
 def test_lists_of_plugins(working: Any) -> None:
     working.provide("specdec-p", "prompts", "some")
     working.provide("specdec-l", "logger", "log")

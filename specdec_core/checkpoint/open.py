@@ -152,7 +152,7 @@ def open_run(
     if config is None or messages:
         raise problem_report(place, problems, messages)
     lock = Lock.model_validate(checkpoint.lock)
-    resolved = resolve(config, registry, lock)
+    resolved = resolve(config, registry, lock, overrides)
     for sentence in essential_differences(lock, resolved.lock):
         log.warning("%s: %s", place, sentence)
     algorithm = load_trained(resolved.algorithm)

@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from specdec_core.config.load import problem_report, read_config, validate_config
+from specdec_core.config.overrides import overridden_keys
+from specdec_core.config.presets import preset_problems
 from specdec_core.config.problems import Problem, shown, validation_problems
 from specdec_core.config.run import PLUGIN_LISTS, PLUGIN_SECTIONS, PluginSection, RunConfig
 from specdec_core.errors import UserError, UserErrors
@@ -127,18 +129,21 @@ def resolve_file(path: Path, overrides: list[str], registry: Registry) -> Resolv
     raw, messages = read_config(path, overrides)
     config, problems = validate_config(raw)
     lock = _lock_in(config.train.output_dir) if config else None
-    plugins, more = _resolve_sections(raw, registry, lock)
+    plugins, more = _resolve_sections(raw, registry, lock, overridden_keys(overrides))
     if config is None or messages or more:
         raise problem_report(path, [*problems, *more], messages)
     return _assemble(config, plugins)
 
 
-def resolve(config: RunConfig, registry: Registry, lock: Lock | None = None) -> ResolvedRun:
+def resolve(
+    config: RunConfig, registry: Registry, lock: Lock | None = None, overrides: Sequence[str] = ()
+) -> ResolvedRun:
     """Resolve a config that is in memory. Raises UserErrors with one sentence for each problem.
 
-    `lock` is that of the config's run: it says what to install for a plugin that is missing.
+    lock       that of the config's run: it says what to install for a plugin that is missing
+    overrides  what was set in the config on the command line
     """
-    plugins, problems = _resolve_sections(config.model_dump(), registry, lock)
+    plugins, problems = _resolve_sections(config.model_dump(), registry, lock, overridden_keys(overrides))
     if problems:
         raise UserErrors([str(problem) for problem in problems])
     return _assemble(config, plugins)
@@ -165,7 +170,7 @@ def _lock_in(directory: Path) -> Lock | None:
 
 
 def _resolve_sections(
-    raw: Mapping[str, Any], registry: Registry, lock: Lock | None
+    raw: Mapping[str, Any], registry: Registry, lock: Lock | None, overridden: Collection[str]
 ) -> tuple[dict[str, ResolvedPlugin], list[Problem]]:
     """Every plugin section of `raw` that is well-formed, by dotted path, and what is wrong with the others' content."""
     plugins, problems = {}, []
@@ -182,6 +187,7 @@ def _resolve_sections(
         except ValidationError as error:
             problems += _options_problems(error, model, chosen, path, record)
             continue
+        problems += preset_problems(path, model, chosen.options, overridden)
         assert record.spec is not None
         assert record.version is not None
         plugins[path] = ResolvedPlugin(

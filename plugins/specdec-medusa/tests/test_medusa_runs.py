@@ -92,6 +92,20 @@ def test_a_trained_run_drafts_chains_and_trees_through_the_commands(
     assert "(chain, k = 3, T = 0)" in chain.stderr
 
 
+def test_a_preset_that_a_runs_own_config_overrules_is_refused(
+    tiny_target_dir: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    run, _ = train(config_of(tiny_target_dir, conversations_file, tmp_path / "run"))
+    for command in (["config", "show", str(run / "config.toml")], ["eval", str(run)]):
+        refused = CliRunner().invoke(app, [*command, "algorithm.preset=medusa-1"])
+        assert refused.exit_code == 2
+        assert (
+            'algorithm.preset: "medusa-1" is overruled by the config, which gives algorithm.heads = 3, '
+            in refused.stderr
+        )
+        assert 'algorithm.mask = "strict"' in refused.stderr
+
+
 def test_generate_names_the_tree_that_the_run_was_configured_with(
     tiny_target_dir: Path, conversations_file: Path, tmp_path: Path
 ) -> None:

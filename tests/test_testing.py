@@ -69,6 +69,7 @@ class TestPromises:
         bugs = [bug for path in TABLES for bug in table(path)]
         assert {bug.promise for bug in bugs} == {*PROMISES}
         assert len({bug.name for bug in bugs}) == len(bugs)
+        assert len(bugs) > 100, "docs/contracts.md says more than a hundred"
 
     def test_the_planted_bugs_are_mistakes_that_an_author_makes(self, tmp_path: Path) -> None:
         """Not code that cannot run: any test would catch it, whatever it tests."""

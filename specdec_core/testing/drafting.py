@@ -68,6 +68,26 @@ class DraftingContract(OnTheBench):
                     "on the same text is another"
                 )
 
+    @promise("metrics")
+    @torch.no_grad()
+    def test_accuracy_counts_what_the_target_says_and_not_the_text(self) -> None:
+        """The text goes on with another token than the drafter's first, which is the target's: `accuracy/1` is 1."""
+        bench = self.trained()
+        draft = bench.draft()
+        _depths(bench, draft, "accuracy")
+        for count in PREFIXES:
+            text = self._text(bench, count)
+            drafter = bench.drafter(draft)
+            drafter.begin(bench.verified(text))
+            first = _first_choices(drafter.propose(1, Sampling()))
+            other = next(token for token in bench.sayable.tolist() if [token] != first)
+            document = _agreeing(bench, bench.document(text + first), count)
+            document = replace(document, ids=torch.tensor([*text, other]))
+            assert _Slots(bench, draft, document).at(count - 2, "accuracy/1") == 1, (
+                f"after {count} tokens draft and target say {first[0]}, the text goes on with {other}, and accuracy/1 "
+                "is not 1 there"
+            )
+
     @promise("training-is-decoding")
     @torch.no_grad()
     def test_sampled_proposals_come_from_the_distributions_of_the_training_step(self) -> None:

@@ -33,7 +33,7 @@ PROMISES = {
     "documents": "Documents packed into a row are worth the same as each in a row of its own.",
     "micro-batches": "Any split of a batch into micro-batches gives the same loss and the same gradients.",
     "denominators": "The loss is a sum divided by the denominators that it is given.",
-    "metrics": "A metric is a sum and a count, and both add up over micro-batches.",
+    "metrics": "A metric is a sum and a count that add up over micro-batches; an accuracy is against the target.",
     "mixed-types": "Draft and target may be of different floating-point types.",
     "checkpoints": "After a checkpoint is saved and loaded, training goes on as if it had not stopped.",
     "same-step": "A faster way to compute the step computes the same step.",

@@ -48,6 +48,9 @@ BUGS = [
         FAST, "wanted = [rows + 1 + head for", "wanted = [rows + head for"),
     bug("weights of the heads in another order", "same-step", PLAIN,
         FAST, "weights=weights.flatten(1)[masks]", "weights=weights.flip(0).flatten(1)[masks]"),
+    bug("accuracy against the data's tokens", "metrics", PLAIN,
+        "specdec_core/nn/distill.py", "(guess == argmax[slots]).float()",
+        "(guess == (argmax[slots] if labels is None else labels.squeeze(-1))).float()"),
     # A target that learns.
     bug("a target that learns detached", "target-learns", JOINT,
         ALGORITHM, "        supervised, learned = self._slots(draft, batch)\n",

@@ -166,6 +166,15 @@ def test_what_stands_there_is_never_overwritten(kind: str, tmp_path: Path, monke
     assert place.is_dir() or place.read_text() == "mine"
 
 
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = specdec("plugins", "new", "mine", "--out", tmp_path / "file" / "made")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {tmp_path}/file/made cannot be written: ")
+    assert done.stderr.endswith("; choose another place with --out\n")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_package_that_is_catalogued_or_installed_is_not_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specdec_core.cli.common import OverridesArgument
 from specdec_core.cli.evaluate import RunArgument
 from specdec_core.errors import UserError
 
@@ -25,8 +26,10 @@ ACCEPTED = "green"
 def generate(
     run: RunArgument,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", show_default=False, help="Read from stdin if it is not given.")
+        str | None,
+        typer.Argument(metavar="PROMPT", show_default=False, help="Read from stdin if it is not given, or is `-`."),
     ] = None,
+    overrides: OverridesArgument = None,
     k: Annotated[
         int | None,
         typer.Option(
@@ -44,7 +47,7 @@ def generate(
 
     Example: specdec generate runs/demo "Why is the sky blue?"
     """
-    text = sys.stdin.read() if prompt is None else prompt
+    text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
     if not text.strip():
         raise UserError("the prompt is empty: give one as an argument or on stdin")
 
@@ -55,10 +58,11 @@ def generate(
     from specdec_core.checkpoint.open import open_for_decoding
     from specdec_core.decode.loop import decode
     from specdec_core.decode.text import PromptEncoder, TextStream
+    from specdec_core.evaluate.report import short_of
     from specdec_core.evaluate.tally import Tally
     from specdec_core.registry.registry import Registry
 
-    opened = open_for_decoding(run, Registry.discover())
+    opened = open_for_decoding(run, Registry.discover(), overrides=overrides or ())
     target, defaults = opened.target, opened.config.eval
     sampling = Sampling(
         temperature=defaults.temperature if temperature is None else temperature,
@@ -77,7 +81,8 @@ def generate(
     with closing(emissions):
         shown = print_stream(emissions, TextStream(target.tokenizer), Console(highlight=False))
     tally = Tally.of(shown)
-    drafting = "target alone" if no_draft else f"{tally.drafting}, k = {k or defaults.num_draft_tokens}"
+    asked = k or defaults.num_draft_tokens
+    drafting = "target alone" if no_draft else f"{tally.drafting}, k = {asked}{short_of(asked, tally)}"
     typer.echo(f"{summary(tally)} ({drafting}, T = {sampling.temperature:g})", err=True)
 
 

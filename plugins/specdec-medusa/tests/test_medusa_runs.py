@@ -86,6 +86,12 @@ def test_a_trained_run_drafts_chains_and_trees_through_the_commands(
     def generated(*options: str) -> Any:
         return CliRunner().invoke(app, ["generate", str(run), "A small apple?", *options])
 
+    wide = generated("algorithm.tree=200", "-k", "9")
+    assert wide.exit_code == 0, wide.output
+    assert wide.stdout == generated("--no-draft").stdout
+    assert "k = 9 (3 proposed at most), T = 0)" in wide.stderr
+    assert "(3 proposed at most)" in CliRunner().invoke(app, ["eval", str(run), "--k", "9"]).stdout.replace("\n", " ")
+
     chain, alone = generated(), generated("--no-draft")
     assert chain.exit_code == 0, chain.output
     assert chain.stdout == alone.stdout

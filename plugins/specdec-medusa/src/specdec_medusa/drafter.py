@@ -42,7 +42,7 @@ class MedusaDrafter(Drafter):
     """Holds one state, that of the last accepted slot, so that there is nothing to forget."""
 
     def __init__(self, draft: MedusaDraft, options: MedusaConfig) -> None:
-        """Raises UserError if the tree asks for more guesses of a head than the draft can say tokens."""
+        """Raises UserError if paths ask for more guesses of a head than the draft can say tokens."""
         self.draft, self.options = draft, options
         self.hidden: Tensor | None = None
         self.depth = min(draft.num_heads, options.heads)
@@ -60,7 +60,8 @@ class MedusaDrafter(Drafter):
         tree, device = self.options.tree, self.draft.maps[0].device
         assert tree != "chain"
         if isinstance(tree, int):
-            return Layout.of(best_tree(tree, self.options.accuracies[:depth]), device)
+            widest = self.draft.config["draft_vocab_size"]
+            return Layout.of(best_tree(tree, self.options.accuracies[:depth], widest), device)
         return Layout.of(in_order([path for path in tree if len(path) <= depth]), device)
 
     def begin(self, verified: Verified) -> None:

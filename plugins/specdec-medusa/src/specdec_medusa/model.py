@@ -1,7 +1,8 @@
 """The Medusa draft (arXiv 2401.10774, section 2.1.1): heads beside the target's own.
 
 Head i: n residual layers x + SiLU(W x + b), then a linear map to the draft vocabulary. All read the target's last
-hidden state. W and b start at zero, so that a head whose map is the target's starts as the target's head.
+hidden state. W and b start at zero, so that a head whose map is the target's starts as the target's head: up to what a
+family does to its logits besides. A scale or a soft-cap keeps the order of the tokens; a bias of the head is left out.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from specdec_core.algorithm.draft import Draft
 from specdec_core.algorithm.proposal import Verified
 from specdec_core.capture.features import CapturePlan
 from specdec_core.target.base import Target, TargetFacts
-from specdec_core.testing import AlgorithmContract, BackboneContract, ExporterContract
+from specdec_core.testing import AlgorithmContract, ExporterContract, VisionBackboneContract
 from specdec_core.testing.batches import batch_of, random_ids
 from specdec_core.testing.family import assert_features, everything, own_values, planned
 from specdec_core.testing.promises import PROMISES, BrokenPromise, promise
@@ -26,7 +26,7 @@ from specdec_eagle3.algorithm import Eagle3
 from specdec_eagle3.drafter import Eagle3Drafter
 from specdec_eagle3.model import Eagle3Draft
 
-CONTRACTS = (AlgorithmContract, BackboneContract, ExporterContract)
+CONTRACTS = (AlgorithmContract, VisionBackboneContract, ExporterContract)
 
 
 def sections() -> Iterator[tuple[str, str]]:

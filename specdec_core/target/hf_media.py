@@ -87,7 +87,7 @@ class HFMediaProcessor(MediaProcessor):
                 **given,
             )
         except ValueError as error:
-            raise LineError("not for this target", f"cannot be read by the target: {first_line(error)}") from error
+            raise LineError("refused", f"cannot be read by the target: {first_line(error)}") from error
         replaced = output["text_replacement_offsets"][0]
         of_the_text = OF_THE_TEXT | {*self.processor.tokenizer.model_input_names}
         return ProcessedMedia(

@@ -43,6 +43,9 @@ class Scene:
         return [medium for medium in self.media if medium.kind == kind]
 
 
+Rows = Sequence[Sequence[Scene | Sequence[int]]]
+
+
 @dataclass(frozen=True)
 class VisionFamily(Family):
     """A vision-language backbone on the bench. Scenes that it made are known by their ids, also at a text's beginning.
@@ -94,7 +97,7 @@ class VisionFamily(Family):
         """Each prompt's further model inputs."""
         return [self.inputs(prompt) for prompt in prompts]
 
-    def rows(self, rows: Sequence[Sequence[Scene | Sequence[int]]]) -> Batch:
+    def rows(self, rows: Rows) -> Batch:
         """Packed and padded rows of scenes and texts; what stands in the padding is a placeholder, if there is one."""
         media = [document for row in rows for document in row if isinstance(document, Scene) and document.places]
         padding = media[0].ids[media[0].places[0][0]] if media else 0

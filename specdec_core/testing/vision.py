@@ -22,7 +22,7 @@ from specdec_core.testing.capturing import check_generation
 from specdec_core.testing.compare import TOLERANCE, assert_all_same, assert_close, assert_same
 from specdec_core.testing.family import Values, assert_features, everything, own_model, own_values
 from specdec_core.testing.promises import promise
-from specdec_core.testing.scenes import Inputs, Scene, VisionFamily, moving, pictures, words
+from specdec_core.testing.scenes import Inputs, Rows, Scene, VisionFamily, moving, pictures, words
 from specdec_core.testing.sessions import Prompt
 
 
@@ -210,13 +210,14 @@ class VisionBackboneContract(BackboneContract):
         """Alone, beside texts, padded and packed, in any mixture, each has the states that the model gives it alone."""
         one, two, three = self.scenes(family)
         text, short = family.ids(17, 1), family.ids(3, 2)
-        for rows in (
+        mixtures: tuple[Rows, ...] = (
             [[one]],
             [[one], [two]],
             [[text], [three]],
             [[two], [short, text]],
             [[text, one, short, two], [three, three], [short]],
-        ):
+        )
+        for rows in mixtures:
             self._check_captures(family, rows)
 
     @promise("images")
@@ -286,7 +287,7 @@ class VisionBackboneContract(BackboneContract):
         after = family.media.positions(more, scene.inputs)[:, -4:] - found[:, -1].max()
         assert bool((after == torch.arange(1, 5)).all()), f"after a text's last position come {after.tolist()} more"
 
-    def _check_captures(self, family: VisionFamily, rows: Sequence[Sequence[Scene | list[int]]]) -> None:
+    def _check_captures(self, family: VisionFamily, rows: Rows) -> None:
         plan = everything(family.target)
         captured = family.target.capture(family.rows(rows), plan)
         for number, row in enumerate(rows):

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from specdec_core.testing import AlgorithmContract, BackboneContract, ExporterContract
+from specdec_core.testing import AlgorithmContract, ExporterContract, VisionBackboneContract
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (ROOT, *sorted(ROOT.glob("plugins/*/src")))
@@ -83,7 +83,7 @@ def copy(packages: Iterable[str], directory: Path) -> None:
 
 def keeping(promise: str) -> str:
     """The contracts' tests of a promise, as pytest's -k takes them."""
-    contracts = (AlgorithmContract, BackboneContract, ExporterContract)
+    contracts = (AlgorithmContract, VisionBackboneContract, ExporterContract)
     methods = {name: method for contract in contracts for name, method in inspect.getmembers(contract)}
     return " or ".join(name for name, method in methods.items() if getattr(method, "promise", None) == promise)
 
@@ -98,7 +98,7 @@ def broken_promises(contracts: Path, which: str, path: Path) -> tuple[list[str],
         [sys.executable, "-m", "pytest", *options.split(), "--rootdir", str(path), "-k", which, str(contracts)],
         env={
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(map(str, (path, *SOURCES))),
+            "PYTHONPATH": os.pathsep.join(map(str, (path, contracts.parent, *SOURCES))),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "400",
         },

@@ -35,11 +35,13 @@ class HFBackbone(Backbone):
     `name`         the plugin's name, as errors say it
     `model_types`  the `model_type`s of config.json that it serves; empty: all that transformers has
     `auto_model`   the class of transformers that loads them
+    `target_type`  what a loaded one is
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]] = ()
     auto_model: ClassVar[Any] = AutoModelForCausalLM
+    target_type: ClassVar[type[HFTarget]] = HFTarget
 
     # What a family may override.
 
@@ -64,7 +66,7 @@ class HFBackbone(Backbone):
         device: str,
     ) -> HFTarget:
         """The loaded model as a target."""
-        return HFTarget(model, tokenizer, facts, device)
+        return self.target_type(model, tokenizer, facts, device)
 
     # The contract.
 

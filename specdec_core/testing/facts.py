@@ -66,6 +66,10 @@ class FactsContract(PluginContract):
                     f"{name} has shape {list(state[name].shape)}, the facts say {shape}"
                 )
 
+        if "self_attn.q_proj.weight" in state:
+            biased = "self_attn.q_proj.bias" in state
+            assert facts.attention_bias == biased, f"attention_bias is {facts.attention_bias}, the layer has {[*state]}"
+
     @promise("facts")
     def test_the_target_is_loaded_in_the_type_asked_for(self, family: Family) -> None:
         """`target.dtype`."""

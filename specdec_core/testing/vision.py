@@ -16,6 +16,7 @@ from specdec_core.capture.features import CapturePlan
 from specdec_core.config.run import TargetSection
 from specdec_core.data.batch import concatenated
 from specdec_core.data.media import LoadedMedium
+from specdec_core.nn.rotary import Rotary
 from specdec_core.testing.backbone import BackboneContract
 from specdec_core.testing.capturing import check_generation
 from specdec_core.testing.compare import TOLERANCE, assert_all_same, assert_close, assert_same
@@ -80,6 +81,11 @@ class VisionBackboneContract(BackboneContract):
         model(torch.tensor([list(ids)]), **self.own_inputs(directory, ids, inputs))
         handle.remove()
         return found[0][:, 0]
+
+    def own_rotary(self, directory: Path, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [n, d] by which transformers' language model turns queries and keys at positions [A, n]."""
+        cos, sin = own_model(directory).get_decoder().rotary_emb(torch.zeros(1), positions[:, None])
+        return cos[0], sin[0]
 
     def reference(self, directory: Path, ids: Sequence[int], inputs: Inputs | None = None) -> Values:
         """What the model itself computes for a document; `inputs` are those of its images."""
@@ -176,6 +182,17 @@ class VisionBackboneContract(BackboneContract):
         again = family.backbone.media(family.section)
         assert again is not None
         assert again.fingerprint == family.media.fingerprint, "the fingerprint of the same target changes"
+
+    @promise("facts")
+    def test_facts_say_which_axis_each_rotary_dimension_reads(self, family: VisionFamily) -> None:
+        """A rotary embedding made of `rope_parameters` turns by the angles by which the model's own does."""
+        facts, directory = family.target.facts, Path(family.section.path)
+        axes = family.media.positions(torch.tensor([3]), {}).shape[0]
+        positions = torch.randint(0, 50, (axes, 30), generator=torch.Generator().manual_seed(0))
+        found = Rotary({"head_dim": facts.head_dim, "rope_parameters": facts.rope_parameters})(positions)
+        expected = self.own_rotary(directory, positions)
+        for name, ours, theirs in zip(("cos", "sin"), found, expected, strict=True):
+            assert_close(ours, theirs, f"{name} by rope_parameters {facts.rope_parameters}")
 
     @promise("positions")
     def test_positions_are_the_models_own(self, family: VisionFamily) -> None:

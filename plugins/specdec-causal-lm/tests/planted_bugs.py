@@ -8,9 +8,10 @@ from __future__ import annotations
 from planting import bug
 
 PLAIN, WINDOWS, SCALED = "TestLlama", "TestWindowsAndTiedHead", "TestScaledEmbeddingsAndCappedLogits"
-BACKBONE, LOCATION, CONFIG = (f"specdec_causal_lm/{name}.py" for name in ("backbone", "location", "config"))
-TARGET, FACTS, SESSION, ATTENTION = (
-    f"specdec_core/target/{name}.py" for name in ("hf", "hf_facts", "session", "attention")
+BACKBONE, CONFIG = (f"specdec_causal_lm/{name}.py" for name in ("backbone", "config"))
+TARGET, FACTS, SHARED, LOAD, OPTIONS, SESSION, ATTENTION = (
+    f"specdec_core/target/{name}.py"
+    for name in ("hf", "hf_facts", "hf_backbone", "hf_load", "hf_options", "session", "attention")
 )
 # The backbone compares itself with the model when it loads; what is to be seen here is what the contract sees.
 UNCHECKED = (BACKBONE, "        loaded.check()\n", "")
@@ -18,20 +19,20 @@ UNCHECKED = (BACKBONE, "        loaded.check()\n", "")
 BUGS = [
     bug("backbone: torch imported with the options", "light-imports", PLAIN,
         CONFIG, "from pydantic import", "import torch\nfrom pydantic import"),
-    bug("backbone: unknown keys accepted", "options", PLAIN, CONFIG, 'extra="forbid"', 'extra="ignore"'),
+    bug("backbone: unknown keys accepted", "options", PLAIN, OPTIONS, 'extra="forbid"', 'extra="ignore"'),
     # Facts.
     bug("facts that need the weights", "facts", PLAIN,
-        BACKBONE, "        return read_facts(target, self._config(target, where), self._generation(where), "
-        "self.tokenizer(target))", '        return self.load(target, "cpu").facts'),
+        SHARED, "return self.read_facts(target, config, load_generation_config(where), self.tokenizer(target))",
+        'return self.load(target, "cpu").facts'),
     bug("head size derived from the hidden size", "facts", SCALED,
         FACTS, '_first(text, "head_dim") or ', ""),
     bug("type of the target ignored", "facts", PLAIN,
-        BACKBONE, "dtype=getattr(torch, target.dtype)", "dtype=torch.float32"),
+        LOAD, "dtype=getattr(torch, target.dtype)", "dtype=torch.float32"),
     bug("stop token of the chat template lost", "tokenizer", PLAIN,
         FACTS, "end = turn_end(tokenizer)", "end = None"),
     bug("a missing target without a sentence", "refusals", PLAIN,
-        LOCATION, 'raise UserError(f"target.path = {target.path!r}: there is no such directory or file',
-        'raise OSError(f"target.path = {target.path!r}: there is no such directory or file'),
+        LOAD, 'return UserError(f"target.path = {target.path!r}: there is no such directory or file',
+        'return OSError(f"target.path = {target.path!r}: there is no such directory or file'),
     # Weights.
     bug("weights that take part in autograd", "frozen-target", PLAIN,
         TARGET, "model.requires_grad_(False).eval()", "model.eval()"),
@@ -72,7 +73,7 @@ BUGS = [
     bug("teacher of sorted rows", "teacher", PLAIN,
         "specdec_core/target/streaming.py", "if not bool((ascending == rows).all()):", "if False:"),
     bug("padding of prompts attended", "generation", PLAIN,
-        TARGET, "[[0] * (longest - len(prompt))", "[[1] * (longest - len(prompt))"),
+        TARGET, "mask = [[0] * gap +", "mask = [[1] * gap +"),
     # Sessions.
     bug("positions of a continuation from 0", "sessions", PLAIN,
         TARGET, "positions = start + (torch", "positions = 0 * start + (torch"),

@@ -28,8 +28,7 @@ TEXT: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "initializer_range": 0.1,
-    # Sections that leave no axis unread.
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,

@@ -29,6 +29,7 @@ from specdec_core.data.prepare import PreparedData, media_reader, prepare_datase
 from specdec_core.data.template import ChatTemplate
 from specdec_core.errors import UserErrors
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 TOKENIZER = vision_tokenizer()
 PROCESSOR = PatchProcessor(TOKENIZER)
 EVERY = 20

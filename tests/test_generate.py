@@ -82,6 +82,7 @@ def script(tokenizer, answers: dict[str, str]):
     """A generate function that answers a question by what `answers` says, with a stop token unless cut."""
 
     def generate(prompts: list[list[int]], limit: int, extras: object = ()) -> list[list[int]]:
+        assert not extras
         questions = [tokenizer.decode(ids).split("<user>")[-1].split("<end>")[0].strip() for ids in prompts]
         return [[*tokenizer.encode(answers[question]), STOP][:limit] for question in questions]
 

@@ -239,6 +239,12 @@ def test_the_same_set_elsewhere_is_the_same_data(prepare: Prepare, talks: Path, 
     copied = prepare(tmp_path / "copy" / "talks.jsonl")
     assert copied.rows.fingerprint == first.rows.fingerprint
     assert [row.key for row in all_rows(copied.rows)]
+    # What is said of a missing image names the directory that it is missing from.
+    for directory in (talks.parent, tmp_path / "copy"):
+        directory.mkdir(exist_ok=True)
+        file = write_lines(directory / "lost.jsonl", asking([image_part("lost.png")]))
+        with pytest.raises(UserErrors, match=rf"there is no file {directory}/lost\.png"):
+            prepare(file)
 
 
 def test_processes_make_the_same_rows(prepare: Prepare, talks: Path, tmp_path: Path) -> None:
@@ -296,6 +302,15 @@ def test_a_target_that_reads_text_only_says_so(prepare: Prepare, talks: Path) ->
         prepare(talks, media=None)
     report = prepare(talks, media=None, on_error="skip").report
     assert dict(report.skipped) == {"content of type image": 4, "content of type video": 1}
+
+
+def test_a_frame_of_a_video_is_named(prepare: Prepare, talks: Path) -> None:
+    film = {"type": "video", "video": ["images/0.png", "images/9.png"]}
+    file = write_lines(talks, asking([image_part("images/0.png"), film, text_part("what")]))
+    with pytest.raises(
+        UserErrors, match=r"talks\.jsonl:1: frame 2 of video 2 \(images/9\.png\) is missing: there is no"
+    ):
+        prepare(file)
 
 
 def test_what_the_family_cannot_read_is_named(prepare: Prepare, tmp_path: Path) -> None:

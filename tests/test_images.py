@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -19,12 +21,16 @@ from image_server import Server, serving
 from PIL import Image
 from tiny_vision import encoded, picture
 
-from specdec_core.data import sources
+from specdec_core.data import images, sources
 from specdec_core.data.conversations import LineError
 from specdec_core.data.images import ImageReader
 from specdec_core.data.sources import UNREADABLE, shown, state_of
 from specdec_core.errors import UserError
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+]
 LOSSLESS = ["PNG", "BMP", "TIFF", "GIF", "PPM", "WEBP"]
 
 
@@ -214,14 +220,30 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert {state_of(tmp_path / name) for name in ("a.png", "folder", "pipe", "loop", "a\0b")} == {UNREADABLE}
 
 
-def test_a_file_that_is_not_ours_to_read(tmp_path: Path) -> None:
-    if not os.geteuid():
-        pytest.skip("root may read everything")
-    path = tmp_path / "a.png"
-    saved(path, encoded(picture()))
-    path.chmod(0)
-    assert refused(tmp_path, "a.png").message.startswith("cannot be read: Permission denied")
-    assert state_of(path) == UNREADABLE
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Root may read everything; so the test is somebody else for a while."""
+    if os.geteuid():
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    yield
+    os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def closed_file() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        path = Path(directory) / "a.png"
+        path.write_bytes(encoded(picture()))
+        path.chmod(0)
+        yield path
+
+
+def test_a_file_that_is_not_ours_to_read(closed_file: Path, nobody: None) -> None:
+    assert refused(closed_file.parent, "a.png").message == f"cannot be read: Permission denied ({closed_file})"
+    assert state_of(closed_file) == UNREADABLE
 
 
 def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
@@ -313,8 +335,17 @@ def test_urls_that_give_no_image(tmp_path: Path, server: Server, monkeypatch: py
     assert "cannot be downloaded: Connection refused" in refused(tmp_path, "http://127.0.0.1:9/a.png").message
     assert "no valid URL" in refused(tmp_path, "http://127.0.0.1:port/a.png").message
     # What is no image is not kept: the server may send the image next time.
+    server.files["/empty"] = encoded(picture(20, 20))
+    assert reader(tmp_path).read(f"{server.url}/empty", tmp_path)[0].size == (20, 20)
     server.files["/page"] = encoded(picture())[:2000]
     assert refused(tmp_path, f"{server.url}/page").reason == "truncated image"
+
+
+def test_pillow_is_asked_for_where_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images._pillow.cache_clear()
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UserError, match=r'which reads them, is not installed; pip install "specdec-core\[images\]"'):
+        reader(tmp_path).read("a.png", tmp_path)
 
 
 def test_a_silent_server_is_not_waited_for_long(

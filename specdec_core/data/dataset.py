@@ -97,7 +97,9 @@ def tokenised(
     """
     fingerprint = _fingerprint(files, template, max_length, media)
     root = cache_root(cache_dir)
-    paths = (root / f"{fingerprint}-{generation}" if generation else root / fingerprint for generation in count())
+    # A line's images are those in its file's directory, and what is said of a missing one names that.
+    name = fingerprint if media is None else _digest([fingerprint, *(str(file.parent.absolute()) for file in files)])
+    paths = (root / (f"{name}-{generation}" if generation else name) for generation in count())
     made: list[Path] = []
     while (path := next(paths)).exists():
         made.append(path)
@@ -285,6 +287,10 @@ def _fingerprint(files: Sequence[Path], template: ChatTemplate, max_length: int,
     parts = [FORMAT_VERSION, datasets.__version__, template.fingerprint(), max_length, *map(_file_hash, files)]
     if media is not None:
         parts.append(media.fingerprint)
+    return _digest(parts)
+
+
+def _digest(parts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

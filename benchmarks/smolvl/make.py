@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=1200, help="Conversations to train drafts on.")
     parser.add_argument("--heldout", type=int, default=120, help="Held-out questions.")
     parser.add_argument("--align-steps", type=int, default=500, help="Steps of the first lesson.")
-    parser.add_argument("--tune-steps", type=int, default=100, help="Steps of the second lesson.")
+    parser.add_argument("--tune-steps", type=int, default=300, help="Steps of the second lesson.")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)

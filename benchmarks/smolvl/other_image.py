@@ -29,6 +29,7 @@ from specdec_core.algorithm.proposal import Drafter, Proposal, Sampling, Verifie
 from specdec_core.checkpoint.open import Opened, open_for_decoding
 from specdec_core.data.batch import Batch
 from specdec_core.decode.loop import decode
+from specdec_core.errors import UserError
 from specdec_core.registry.registry import Registry
 from specdec_core.target.base import DecodeSession
 
@@ -79,14 +80,20 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=60)
     parser.add_argument("-k", type=int, default=4, help="Draft tokens per forward of the target; of a tree, its depth.")
     arguments = parser.parse_args()
-    opened = open_for_decoding(arguments.run, Registry.discover())
-    counts = {draft: {"colour and shape": Count(), "others": Count()} for draft in ("right", "another")}
+    try:
+        opened = open_for_decoding(arguments.run, Registry.discover())
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+    encoder = opened.encoder()
+    counts = {
+        draft: {"colour and shape": Count(), "others": Count()} for draft in ("the right picture", "another picture")
+    }
     rounds = dict.fromkeys(counts, 0)
     for record, other in pairs(arguments.directory / "heldout_prompts.jsonl", arguments.prompts):
-        prompts = [opened.encoder().encode(one["conversations"], arguments.directory) for one in (record, other)]
+        prompts = [encoder.encode(one["conversations"], arguments.directory) for one in (record, other)]
         texts = []
         for draft, found in counts.items():
-            tokens, accepted, forwards = run(opened, prompts, draft == "another", arguments.k)
+            tokens, accepted, forwards = run(opened, prompts, draft == "another picture", arguments.k)
             texts.append(tokens)
             rounds[draft] += forwards
             question = record["conversations"][0]["content"][-1]["text"]
@@ -98,7 +105,7 @@ def main() -> None:
     for draft, found in counts.items():
         tokens = sum(count.tokens for count in found.values())
         shares = ", ".join(f"{kind} {count}" for kind, count in found.items())
-        print(f"draft given the {draft} picture: accepted of {shares}; τ {tokens / rounds[draft]:.3f}")
+        print(f"draft given {draft}: accepted of {shares}; τ {tokens / rounds[draft]:.3f}")
 
 
 def pairs(path: Path, count: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

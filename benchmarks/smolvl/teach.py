@@ -66,7 +66,7 @@ def tune(
     processor: ProcessorMixin,
     pictures: Sequence[Picture],
     steps: int,
-    batch_size: int = 16,
+    batch_size: int = 8,
     vision_lr: float = 3e-4,
     bias_lr: float = 5e-3,
 ) -> None:

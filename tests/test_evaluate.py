@@ -428,7 +428,9 @@ def test_generate_prints_plain_text_and_the_figures_apart(cli: Callable[..., Any
     done = cli("generate", "run", "say u", *options)
     assert done.exit_code == 0, done.output
     assert done.stdout == "vwxyzé\n"
-    drafting = "target alone" if options == ["--no-draft"] else f"chain, k = {(options or '2')[-1]}"
+    drafting = (
+        "target alone" if options == ["--no-draft"] else f"chain, k = {(options or '2')[-1]} (1 proposed at most)"
+    )
     assert f"({drafting}, T = 0)" in done.stderr
     # One token comes with the prompt; of the other seven, with the draft, two come with a forward.
     assert done.stderr.startswith("τ 1.00: 7 tokens in 7" if "--no-draft" in options else "τ 1.75: 7 tokens in 4")
@@ -436,6 +438,7 @@ def test_generate_prints_plain_text_and_the_figures_apart(cli: Callable[..., Any
 
 def test_generate_reads_stdin(cli: Callable[..., Any]) -> None:
     assert cli("generate", "run", "--max-new-tokens", "3", stdin="say a").stdout == "bcd\n"
+    assert cli("generate", "run", "-", "eval.max_new_tokens=3", stdin="say a").stdout == "bcd\n"
     empty = cli("generate", "run", stdin=" \n")
     assert empty.exit_code == 2
     assert "the prompt is empty" in empty.stderr

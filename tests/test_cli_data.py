@@ -62,6 +62,17 @@ def test_inspect_shows_what_is_learned(specdec_data: Run, config: Path, conversa
     assert "data.train: 40 conversations gave 40 sequences of " in shown
 
 
+def test_inspect_counts_a_special_token_that_stands_many_times(
+    specdec_data: Run, config: Path, conversations_file: Path
+) -> None:
+    pads = {"role": "user", "content": "see " + "<|endoftext|>" * 30 + "<|im_start|>" * 2 + " and zzzzzzzzzz"}
+    conversations_file.parent.joinpath("pads.jsonl").write_text(
+        json.dumps({"messages": [pads, {"role": "assistant", "content": "x"}]})
+    )
+    shown = specdec_data("inspect", config, f"data.train=['{conversations_file.parent}/pads.jsonl']")
+    assert "see <|endoftext|>×30<|im_start|><|im_start|> and zzzzzzzzzz<|im_end|>" in shown
+
+
 def test_inspect_reports_every_split_and_takes_overrides(
     specdec_data: Run, config: Path, conversations_file: Path
 ) -> None:
@@ -123,6 +134,7 @@ def test_generate_answers_prompts_and_goes_on_where_it_stopped(
     [
         ({"--out": "out.jsonl.gz"}, r"write a \.jsonl file and compress it afterwards"),
         ({"--dtype": "int8"}, "--dtype is int8; it may be float32, bfloat16 or float16"),
+        ({"--images": "soft"}, "--images is soft; it may be strict or lenient"),
         ({"--backbone": "causal_lm"}, "causal-lm"),
         ({"--target": "./absent"}, "absent"),
         ({"--out": "absent/out.jsonl"}, r"absent/out\.jsonl: cannot be written: No such file or directory"),

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_vision import STOP as TURN_END
+from tiny_vision import PatchProcessor, encoded, image_part, picture, text_part, vision_tokenizer, write_lines
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from specdec_core.config.run import DataSection
 from specdec_core.data.generate import generate_conversations, is_loop, remaining_prompts
-from specdec_core.data.prompts import PromptReader
+from specdec_core.data.images import ImageReader
+from specdec_core.data.media_reader import MediaReader
+from specdec_core.data.prepare import prepare_dataset
+from specdec_core.data.prompts import PromptReader, moved, read_prompts
 from specdec_core.data.template import ChatTemplate
-from specdec_core.errors import UserError
+from specdec_core.errors import UserError, UserErrors
 
 SPECIAL = ["<pad>", "<end>", "<system>", "<user>", "<assistant>"]
 WORDS = [f"w{i}" for i in range(60)]
@@ -76,6 +82,7 @@ def script(tokenizer, answers: dict[str, str]):
     """A generate function that answers a question by what `answers` says, with a stop token unless cut."""
 
     def generate(prompts: list[list[int]], limit: int, extras: object = ()) -> list[list[int]]:
+        assert not extras
         questions = [tokenizer.decode(ids).split("<user>")[-1].split("<end>")[0].strip() for ids in prompts]
         return [[*tokenizer.encode(answers[question]), STOP][:limit] for question in questions]
 
@@ -118,6 +125,69 @@ def test_all_turns_are_answered_in_the_order_of_the_prompts(tokenizer):
         {"role": "assistant", "content": "w12"},
     ]
     assert not any("truncated" in record for record in records)
+
+
+def test_images_reach_the_model_with_the_prompt_they_stand_in(tmp_path: Path):
+    tokenizer = vision_tokenizer()
+    processor = PatchProcessor(tokenizer)
+    (tmp_path / "prompts" / "images").mkdir(parents=True)
+    for number in range(3):
+        (tmp_path / "prompts" / "images" / f"{number}.png").write_bytes(encoded(picture(40 + 30 * number, 60)))
+    asked = [
+        {"id": "a", "messages": [{"role": "user", "content": [image_part("images/0.png"), text_part("one")]},
+                                 {"role": "user", "content": [text_part("two"), image_part("images/1.png")]}]},
+        {"id": "b", "messages": [{"role": "user", "content": "three"}]},
+        {"id": "c", "messages": [{"role": "user", "content": [image_part(tmp_path / "prompts" / "images" / "2.png")]}]},
+    ]  # fmt: skip
+    file = write_lines(tmp_path / "prompts" / "prompts.jsonl", *asked)
+    media = MediaReader(processor, ImageReader(tmp_path / "downloads"))
+    prompts = read_prompts(file, media, tmp_path)
+    seen: list[int] = []
+
+    def generate(ids, limit, extras):
+        for of_prompt, inputs in zip(ids, extras, strict=True):
+            pads = of_prompt.count(processor.pads["image"])
+            grids = inputs.get("image_grid_thw", torch.zeros(0, 3))
+            assert 4 * pads == int(grids.prod(dim=1).sum()) == len(inputs.get("pixel_values", ()))
+            seen.append(len(grids))
+        return [[*tokenizer.encode("it is a river"), TURN_END] for _ in ids]
+
+    reader = PromptReader(ChatTemplate(tokenizer, [TURN_END], markers=processor.markers), media, tmp_path)
+    records = list(
+        generate_conversations(prompts, reader=reader, generate=generate, max_new_tokens=20, batch_size=3)
+    )  # fmt: skip
+    assert sorted(seen) == [0, 1, 1, 2]
+    questions = [message["content"] for record in records for message in record["conversations"][::2]]
+    assert questions == [
+        [image_part("prompts/images/0.png"), text_part("one")],
+        [text_part("two"), image_part("prompts/images/1.png")],
+        "three",
+        [image_part(tmp_path / "prompts" / "images" / "2.png")],
+    ]
+    # What is written is training data where it was written.
+    out = write_lines(tmp_path / "out.jsonl", *records)
+    section = DataSection(cache_dir=tmp_path / "cache")
+    report = prepare_dataset(section, [out], tokenizer, (TURN_END,), media=processor).report
+    assert (report.conversations, report.media) == (3, 3)
+    (tmp_path / "prompts" / "images" / "0.png").unlink()
+    with pytest.raises(UserError, match=r'prompt "a": image 1 \(prompts/images/0\.png\) is missing'):
+        list(generate_conversations(prompts, reader=reader, generate=generate, max_new_tokens=20, batch_size=3))
+    with pytest.raises(UserErrors, match=r"prompts\.jsonl:1: image 1 \(images/0\.png\) is missing"):
+        read_prompts(file, media)
+
+
+def test_sources_are_rewritten_only_where_they_must_be(tmp_path: Path):
+    given = [
+        "a.png", "b/../a.png", "/abs/a.png", "file:///abs/a.png", "http://host/a.png", "data:image/png;base64,AA",
+    ]  # fmt: skip
+    content = [{"type": "video", "video": given}, {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}}]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "in")
+    for directory, prefix in (("in", ""), ("out", ""), (".", "in/")):
+        video, image = moved(content, tmp_path / "in", tmp_path / directory)
+        paths = [f"{prefix}a.png"] * 2 if prefix else given[:2]
+        assert video["video"] == [*paths, *given[2:]]
+        assert image["image_url"] == {"url": f"{prefix}a.png", "detail": "low"}
 
 
 def test_system_messages_stay_and_given_answers_are_replaced(tokenizer):

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import base64
 import os
-import struct
+import sys
+import tempfile
 import threading
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from broken_images import png
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_server import Server, serving
 from PIL import Image
 from tiny_vision import encoded, picture
 
-from specdec_core.data import sources
+from specdec_core.data import images, sources
 from specdec_core.data.conversations import LineError
 from specdec_core.data.images import ImageReader
 from specdec_core.data.sources import UNREADABLE, shown, state_of
 from specdec_core.errors import UserError
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin"),
+    pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),
+]
 LOSSLESS = ["PNG", "BMP", "TIFF", "GIF", "PPM", "WEBP"]
 
 
@@ -131,16 +136,6 @@ def test_names_that_say_nothing_wrong(tmp_path: Path) -> None:
         assert reader(tmp_path).read(saved(tmp_path / name, content), tmp_path)[0].size == (60, 40)
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG that says it is of a size, whatever it holds."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-
-
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     source = saved(tmp_path / "bomb.png", png(60_000, 60_000))
     error = refused(tmp_path, source)
@@ -161,7 +156,7 @@ CONTENTS = [
     (encoded(picture())[:-900], "truncated image", "is cut short (image file is truncated"),
     (encoded(picture(), "JPEG")[:400], "truncated image", "is cut short ("),
     (b"\x89PNG\r\n\x1a\n garbage", "truncated image", "is cut short ("),
-    (encoded(picture(), "BMP").replace(b"\x28\0\0\0\x3c", b"\x28\0\0\0\0", 1), "empty image", "has a width or a height"),
+    (encoded(picture(), "BMP").replace(b"\x28\0\0\0\x3c", b"\x28\0\0\0\0", 1), "empty image", "has a width or"),
     (b"\xff\xd8\xff\xff garbage", "corrupt image", "is damaged ("),
     (b"GIF89a", "corrupt image", "is damaged ("),
     (b"hello, world", "not an image", "is no image: its first bytes are those of no known format"),
@@ -225,14 +220,30 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert {state_of(tmp_path / name) for name in ("a.png", "folder", "pipe", "loop", "a\0b")} == {UNREADABLE}
 
 
-def test_a_file_that_is_not_ours_to_read(tmp_path: Path) -> None:
-    if not os.geteuid():
-        pytest.skip("root may read everything")
-    path = tmp_path / "a.png"
-    saved(path, encoded(picture()))
-    path.chmod(0)
-    assert refused(tmp_path, "a.png").message.startswith("cannot be read: Permission denied")
-    assert state_of(path) == UNREADABLE
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Root may read everything; so the test is somebody else for a while."""
+    if os.geteuid():
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    yield
+    os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def closed_file() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        path = Path(directory) / "a.png"
+        path.write_bytes(encoded(picture()))
+        path.chmod(0)
+        yield path
+
+
+def test_a_file_that_is_not_ours_to_read(closed_file: Path, nobody: None) -> None:
+    assert refused(closed_file.parent, "a.png").message == f"cannot be read: Permission denied ({closed_file})"
+    assert state_of(closed_file) == UNREADABLE
 
 
 def test_a_file_of_too_many_bytes_is_not_read(tmp_path: Path) -> None:
@@ -270,50 +281,6 @@ def test_data_uris(tmp_path: Path) -> None:
         assert message in refused(tmp_path, source).message
     assert shown(f"data:image/png;base64,{body}").endswith("…")
     assert len(shown(f"data:image/png;base64,{body}")) < 80
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files`; a number is a status, a callable answers by itself. `asked` counts."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[str, Any] = {}
-        self.asked: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        found = self.server.files.get(self.path, 404)
-        if isinstance(found, list):
-            found = found.pop(0)
-        if callable(found):
-            found(self)
-        elif isinstance(found, int):
-            self.send_error(found)
-        else:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(found)))
-            self.end_headers()
-            self.wfile.write(found)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture
@@ -368,8 +335,17 @@ def test_urls_that_give_no_image(tmp_path: Path, server: Server, monkeypatch: py
     assert "cannot be downloaded: Connection refused" in refused(tmp_path, "http://127.0.0.1:9/a.png").message
     assert "no valid URL" in refused(tmp_path, "http://127.0.0.1:port/a.png").message
     # What is no image is not kept: the server may send the image next time.
+    server.files["/empty"] = encoded(picture(20, 20))
+    assert reader(tmp_path).read(f"{server.url}/empty", tmp_path)[0].size == (20, 20)
     server.files["/page"] = encoded(picture())[:2000]
     assert refused(tmp_path, f"{server.url}/page").reason == "truncated image"
+
+
+def test_pillow_is_asked_for_where_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images._pillow.cache_clear()
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(UserError, match=r'which reads them, is not installed; pip install "specdec-core\[images\]"'):
+        reader(tmp_path).read("a.png", tmp_path)
 
 
 def test_a_silent_server_is_not_waited_for_long(

@@ -97,16 +97,19 @@ def tokenised(
     """
     fingerprint = _fingerprint(files, template, max_length, media)
     root = cache_root(cache_dir)
-    for generation in count():
-        path = root / (f"{fingerprint}-{generation}" if generation else fingerprint)
-        found = path.exists()
-        if not found:
-            with _writing(root), tempfile.TemporaryDirectory(dir=root, prefix="building-") as scratch:
-                _build(files, _SequenceMaker(template, media, files, max_length), on_error, num_proc, Path(scratch))
-                _publish(Path(scratch) / "table", path)
+    # A line's images are those in its file's directory, and what is said of a missing one names that.
+    name = fingerprint if media is None else _digest([fingerprint, *(str(file.parent.absolute()) for file in files)])
+    paths = (root / (f"{name}-{generation}" if generation else name) for generation in count())
+    made: list[Path] = []
+    while (path := next(paths)).exists():
+        made.append(path)
+    tables = (Dataset.load_from_disk(str(older)) for older in reversed(made))
+    table = next((table for table in tables if media is None or not _outdated(table, files, on_error)), None)
+    if table is None:
+        with _writing(root), tempfile.TemporaryDirectory(dir=root, prefix="building-") as scratch:
+            _build(files, _SequenceMaker(template, media, files, max_length), on_error, num_proc, Path(scratch))
+            _publish(Path(scratch) / "table", path)
         table = Dataset.load_from_disk(str(path))
-        if not found or media is None or not _outdated(table, files, on_error):
-            break
     if on_error == "error":
         raise_problems(problems(table, files))
     return table, fingerprint if media is None else _with_digests(fingerprint, table)
@@ -284,6 +287,10 @@ def _fingerprint(files: Sequence[Path], template: ChatTemplate, max_length: int,
     parts = [FORMAT_VERSION, datasets.__version__, template.fingerprint(), max_length, *map(_file_hash, files)]
     if media is not None:
         parts.append(media.fingerprint)
+    return _digest(parts)
+
+
+def _digest(parts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

@@ -98,7 +98,6 @@ class ImageReader:
             self._may_mend(
                 "animated image", "is animated or has several pages", "save one of its frames", "read the first"
             )
-            _tried(lambda: image.seek(0))
         _tried(image.load)
         if image.mode == "CMYK":
             self._may_mend("CMYK image", "is in CMYK, the colours of print", "save it as RGB", "convert it")

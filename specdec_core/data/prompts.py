@@ -57,7 +57,7 @@ def read_prompts(file: Path, media: MediaReader | None = None, directory: Path |
         lines_of[name] = line.number
         for message, given in zip(messages, line.parsed.messages, strict=True):
             if given.media:
-                message["content"] = _moved(given.content, file.parent, directory or file.parent)
+                message["content"] = moved(given.content, file.parent, directory or file.parent)
         others = {k: v for k, v in json.loads(line.raw).items() if k not in (*MESSAGE_KEYS, "id", "truncated")}
         records.append({"id": name, **others, "conversations": messages})
     raise_problems(problems)
@@ -103,13 +103,13 @@ def _conversation(messages: Sequence[Mapping[str, Any]]) -> Conversation:
     return Conversation(tuple(map(message, messages)))
 
 
-def _moved(content: str | list[dict[str, Any]], old: Path, new: Path) -> list[dict[str, Any]]:
-    """The parts of a message as they must be said from another directory."""
+def moved(content: str | list[dict[str, Any]], old: Path, new: Path) -> list[dict[str, Any]]:
+    """The parts of a message with relative paths from `old` as such from `new`."""
     assert isinstance(content, list)
     old, new = old.resolve(), new.resolve()
 
-    def moved(source: str) -> str:
+    def seen(source: str) -> str:
         relative = local_path(source, Path()) is not None and not source.startswith(("/", "file:"))
         return os.path.relpath(old / source, new) if relative and old != new else source
 
-    return [with_sources(part, moved) for part in content]
+    return [with_sources(part, seen) for part in content]

@@ -22,6 +22,7 @@ from specdec_core.decode.loop import decode, positions_after, prompt_batch
 from specdec_core.decode.text import PromptEncoder
 from specdec_core.errors import UserError
 from specdec_core.evaluate.compare import logit_gap
+from specdec_core.nn.rotary import Rotary
 from specdec_core.target.base import Target
 from specdec_eagle3.algorithm import Eagle3
 from specdec_eagle3.config import Eagle3Config
@@ -149,6 +150,15 @@ def test_a_drafter_is_given_the_positions_and_embeddings_that_the_target_reads(
     assert whole.embeds is not None
     placeholders = (whole.embeds - target.embed(ids)).abs().amax(-1) > 1e-6
     assert placeholders.sum() == prompt.extras["image_grid_thw"].prod(-1).sum() // 4
+
+
+def test_a_draft_turns_by_the_angles_of_the_target(target: Target, ask: Callable[..., Batch]) -> None:
+    prompt = ask(1, 3)
+    config = Eagle3(Eagle3Config()).draft_config(target.facts, DraftSection())
+    own = target.model.get_decoder().rotary_emb  # type: ignore[attr-defined]
+    expected = own(torch.zeros(1), prompt.positions)
+    found = Rotary(config)(prompt.positions)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
 def _sums(lengths: list[int]) -> list[int]:

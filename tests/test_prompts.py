@@ -48,6 +48,20 @@ def test_the_first_question_of_every_layout(tmp_path: Path, record: dict[str, An
     assert prompt.text == "Why?"
 
 
+def test_images_stand_in_the_question_and_begin_at_the_file(tmp_path: Path) -> None:
+    image, text = {"type": "image", "image": "a.png"}, {"type": "text", "text": "Why?"}
+    record = {"messages": [{"role": "user", "content": [image, text]}, {"role": "assistant", "content": "So."}]}
+    path = write(tmp_path / "some.jsonl", record)
+    (prompt,) = read(path)
+    assert prompt.messages == ({"role": "user", "content": [image, text]},)
+    assert (prompt.directory, prompt.text) == (tmp_path, "Why?")
+    (around,) = read(path, template="Look: {prompt} Be brief.")
+    before, after = ({"type": "text", "text": words} for words in ("Look: ", " Be brief."))
+    assert around.messages[0]["content"] == [before, image, text, after]
+    (behind,) = read(path, template="{prompt} Be brief.")
+    assert behind.messages[0]["content"] == [image, text, after]
+
+
 def test_a_system_message_stays(tmp_path: Path) -> None:
     system = {"role": "system", "content": "Be brief."}
     (prompt,) = read(write(tmp_path / "a.jsonl", {"messages": [system, USER, {"role": "assistant", "content": "No."}]}))

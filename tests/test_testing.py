@@ -222,9 +222,13 @@ def norm_not_exported(patch: pytest.MonkeyPatch) -> None:
     ("mistake", "test", "arguments"),
     [
         (mask_not_shifted, "test_what_comes_after_the_last_learned_token_changes_nothing", ()),
-        (other_feedback_in_decoding, "test_greedy_proposals_are_what_the_training_step_would_choose", ()),
-        (other_feedback_in_decoding, "test_sampled_proposals_come_from_the_distributions_of_the_training_step", ()),
-        (guesses_not_forgotten, "test_after_accept_a_drafter_is_as_if_it_had_begun_on_the_longer_text", (0.0,)),
+        (other_feedback_in_decoding, "test_greedy_proposals_are_what_the_training_step_would_choose", (False,)),
+        (
+            other_feedback_in_decoding,
+            "test_sampled_proposals_come_from_the_distributions_of_the_training_step",
+            (False,),
+        ),
+        (guesses_not_forgotten, "test_after_accept_a_drafter_is_as_if_it_had_begun_on_the_longer_text", (0.0, False)),
         (denominators_ignored, "test_the_loss_is_divided_by_the_denominators", ()),
         (norm_not_exported, "test_every_trained_tensor_is_exported_and_no_other", ()),
     ],

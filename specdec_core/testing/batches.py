@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,14 +14,23 @@ from specdec_core.data.batch import PADDING_DOCUMENT, Batch
 
 @dataclass(frozen=True)
 class Document:
-    """One conversation of n tokens: ids [n], learned [n] bool, and the target's features [1, n, ...]."""
+    """One conversation of n tokens: ids [n], learned [n] bool, and the target's features [1, n, ...].
+
+    positions  [A, n] on the target's axes; None: those of text
+    """
 
     ids: Tensor
     learned: Tensor
     features: Features
+    positions: Tensor | None = None
 
     def __len__(self) -> int:
         return self.ids.numel()
+
+    def first(self, count: int) -> Document:
+        """Its first tokens."""
+        positions = None if self.positions is None else self.positions[:, :count]
+        return Document(self.ids[:count], self.learned[:count], self.features.select(slice(0, count)), positions)
 
 
 def random_ids(count: int, vocab_size: int, seed: int) -> list[int]:
@@ -49,10 +58,18 @@ def batch_of(rows: Sequence[Sequence[Sequence[int]]], padding: int = 0) -> Batch
 
 
 def pack(rows: Sequence[Sequence[Document]], padding: int = 0) -> tuple[Batch, Features]:
-    """The batch of `batch_of` with its documents' loss masks, and features that are noise at the padding."""
+    """The batch of `batch_of` with its documents' loss masks and positions, and features that are noise at the padding.
+
+    Either all documents or none have positions of their own.
+    """
     batch = batch_of([[document.ids.tolist() for document in row] for row in rows], padding)
     filled = batch.document_ids != PADDING_DOCUMENT
     documents = [document for row in rows for document in row]
+    several = [document.positions for document in documents if document.positions is not None]
+    if several:
+        positions = torch.zeros(len(several[0]), *batch.ids.shape, dtype=torch.int64)
+        positions[:, filled] = torch.cat(several, dim=1)
+        batch = replace(batch, positions=positions)
     batch.loss_mask[filled] = torch.cat([document.learned for document in documents])
     fields = zip(*(document.features.tensors() for document in documents), strict=True)
     joined = iter([_filled(torch.cat(list(parts), dim=1)[0], filled) for parts in fields])

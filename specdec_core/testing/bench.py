@@ -24,8 +24,11 @@ from specdec_core.engine.config import TorchEngineConfig
 from specdec_core.engine.torch_engine import TorchEngine
 from specdec_core.testing.batches import Document, batch_of, pack, random_ids
 from specdec_core.testing.compare import assert_all_close, assert_close
-from specdec_core.testing.target import TinyTarget, weights_of
+from specdec_core.testing.target import FACTS, IMAGE_FACTS, TinyTarget, weights_of
 
+IMAGE = slice(1, 4)
+PLACES = ((1, 2, 1), (1, 4, 5), (1, 2, 7))
+"""The image's slots in a text, and their positions on three axes."""
 LEARNING_RATE = 1e-2
 LESSONS = 25
 """Steps after which a draft has learned to say one token, and something of a few short texts."""
@@ -71,10 +74,15 @@ class Step:
 
 
 class Bench(ABC):
-    """An algorithm with its options on a `TinyTarget`."""
+    """An algorithm with its options on a `TinyTarget`.
 
-    def __init__(self, algorithm: Algorithm, dtype: Dtype = "float32") -> None:
-        self.target = TinyTarget(dtype)
+    images  whether each text shows an image at `IMAGE`: those slots have embeddings of their own, which the features
+            hold if they are planned, and positions on three axes. What the target makes of the text is not changed
+    """
+
+    def __init__(self, algorithm: Algorithm, dtype: Dtype = "float32", images: bool = False) -> None:
+        self.target = TinyTarget(dtype, facts=IMAGE_FACTS if images else FACTS)
+        self.images = images
         self.facts = self.target.facts
         self.plan = algorithm.capture_plan(self.facts)
 
@@ -90,24 +98,40 @@ class Bench(ABC):
     @torch.no_grad()
     def features(self, ids: Sequence[int]) -> Features:
         """What the plan names, of one document."""
-        return self.target.capture(batch_of([[list(ids)]]), self.plan)
+        features = self.target.capture(batch_of([[list(ids)]]), self.plan)
+        if self.images and features.embeds is not None:
+            merged = features.embeds[:, IMAGE]
+            noise = torch.randn(1, len(PLACES), merged.shape[2], generator=torch.Generator().manual_seed(6))
+            features.embeds[:, IMAGE] = 5 * noise[:, : merged.shape[1]].to(merged.dtype)
+        return features
+
+    def positions(self, count: int) -> Tensor | None:
+        """[3, count] of a text with an image, after which they go on from the highest; None without images."""
+        if not self.images:
+            return None
+        positions = torch.arange(count).repeat(3, 1)
+        positions[:, IMAGE] = torch.tensor(PLACES).T[:, : positions[:, IMAGE].shape[1]]
+        positions[:, IMAGE.stop :] += max(map(max, PLACES)) + 1 - IMAGE.stop
+        return positions
 
     def document(self, ids: Sequence[int], learned: Iterable[bool] | None = None) -> Document:
         """With the target's own features; None learns every token."""
         mask = torch.ones(len(ids), dtype=torch.bool) if learned is None else torch.tensor(list(learned))
-        return Document(torch.tensor(ids), mask, self.features(ids))
+        return Document(torch.tensor(ids), mask, self.features(ids), self.positions(len(ids)))
 
     def verified(self, text: Sequence[int], start: int = 0) -> Verified:
         """The slots from `start` on that have been read of a text whose last token was just emitted."""
-        features = self.features(text).select(slice(start, len(text) - 1))
-        return Verified(torch.tensor(text[start:]), features, start)
+        read = slice(start, len(text) - 1)
+        positions = self.positions(len(text))
+        rotary = None if positions is None else positions[:, read]
+        return Verified(torch.tensor(text[start:]), self.features(text).select(read), start, rotary)
 
 
 class FreeBench(Bench):
     """For an algorithm without training."""
 
-    def __init__(self, algorithm: TrainingFreeAlgorithm, dtype: Dtype = "float32") -> None:
-        super().__init__(algorithm, dtype)
+    def __init__(self, algorithm: TrainingFreeAlgorithm, dtype: Dtype = "float32", images: bool = False) -> None:
+        super().__init__(algorithm, dtype, images)
         self.algorithm = algorithm
 
     def drafters(self, lessons: Sequence[Document] = ()) -> Callable[[], Drafter]:
@@ -118,8 +142,10 @@ class FreeBench(Bench):
 class TrainedBench(Bench):
     """For an algorithm that trains. `vocab_size` is that of the draft, None for the target's."""
 
-    def __init__(self, algorithm: TrainedAlgorithm, vocab_size: int | None, dtype: Dtype = "float32") -> None:
-        super().__init__(algorithm, dtype)
+    def __init__(
+        self, algorithm: TrainedAlgorithm, vocab_size: int | None, dtype: Dtype = "float32", images: bool = False
+    ) -> None:
+        super().__init__(algorithm, dtype, images)
         self.algorithm = algorithm
         self.config = algorithm.draft_config(self.facts, DraftSection(vocab_size=vocab_size))
         size = self.config.get("draft_vocab_size") or self.facts.vocab_size

@@ -16,10 +16,10 @@ from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.data.batch import Batch
 from specdec_core.decode.loop import decode
 from specdec_core.testing.batches import Document, batch_of, pack, random_ids, tree_paths
-from specdec_core.testing.bench import Bench, Step, TrainedBench, recorded
+from specdec_core.testing.bench import IMAGE, Bench, Step, TrainedBench, recorded
 from specdec_core.testing.compare import assert_close
 from specdec_core.testing.promises import promise
-from specdec_core.testing.step import OnTheBench
+from specdec_core.testing.step import OnTheBench, with_and_without_images
 from specdec_core.testing.target import states_saying
 
 PREFIXES = (2, 3, 8, 15)
@@ -41,14 +41,15 @@ class DraftingContract(OnTheBench):
         return None
 
     @promise("training-is-decoding")
+    @with_and_without_images
     @torch.no_grad()
-    def test_greedy_proposals_are_what_the_training_step_would_choose(self) -> None:
+    def test_greedy_proposals_are_what_the_training_step_would_choose(self, images: bool) -> None:
         """The drafter continues a text greedily. On the text that it makes, for a target that says the same, the
         training step's `accuracy/d` of the slot where it began must be 1 for every depth d."""
-        bench = self.trained()
+        bench = self.trained(images=images)
         draft = bench.draft()
         depths = _depths(bench, draft, "accuracy")
-        for count in PREFIXES:
+        for count in _prefixes(bench):
             text = self._text(bench, count)
             drafter = bench.drafter(draft)
             drafter.begin(bench.verified(text))
@@ -69,14 +70,15 @@ class DraftingContract(OnTheBench):
                 )
 
     @promise("training-is-decoding")
+    @with_and_without_images
     @torch.no_grad()
-    def test_sampled_proposals_come_from_the_distributions_of_the_training_step(self) -> None:
+    def test_sampled_proposals_come_from_the_distributions_of_the_training_step(self, images: bool) -> None:
         """The overlap of the proposal's `probs` with the target's distribution is the training step's `acceptance/d`
         on the text that the proposal makes."""
-        bench = self.trained()
+        bench = self.trained(images=images)
         draft = bench.draft()
         depths = _depths(bench, draft, "acceptance")
-        for count in PREFIXES:
+        for count in _prefixes(bench):
             text = self._text(bench, count)
             drafter = bench.drafter(draft)
             drafter.begin(bench.verified(text))
@@ -160,11 +162,14 @@ class DraftingContract(OnTheBench):
         assert len(found) == 1, f"one generator gives {len(found)} different proposals"
 
     @promise("stale-guesses")
+    @with_and_without_images
     @pytest.mark.parametrize("temperature", [0.0, 1.0])
     @torch.no_grad()
-    def test_after_accept_a_drafter_is_as_if_it_had_begun_on_the_longer_text(self, temperature: float) -> None:
+    def test_after_accept_a_drafter_is_as_if_it_had_begun_on_the_longer_text(
+        self, temperature: float, images: bool
+    ) -> None:
         """Some, none or all of its guesses are accepted, several times over; it is also begun anew."""
-        bench = self.bench()
+        bench = self.bench(images=images)
         new, text = bench.drafters(), self._text(bench, 5)
 
         def propose(drafter: Drafter) -> Proposal:
@@ -239,6 +244,11 @@ class DraftingContract(OnTheBench):
         return random_ids(count, bench.facts.vocab_size, count)
 
 
+def _prefixes(bench: Bench) -> list[int]:
+    """Those of `PREFIXES` in which the whole image has been read."""
+    return [count for count in PREFIXES if count > IMAGE.stop or not bench.images]
+
+
 def _depths(bench: TrainedBench, draft: Draft, metric: str) -> int:
     """How many depths the training step measures; the test is skipped if none."""
     metrics = bench.rows(draft, [[bench.document(random_ids(40, 99, 1))]]).metrics
@@ -269,9 +279,7 @@ class _Slots:
     def _first(self, length: int) -> Step:
         """The step on the document's first tokens."""
         if length not in self.steps:
-            whole = self.document
-            part = Document(whole.ids[:length], whole.learned[:length], whole.features.select(slice(0, length)))
-            self.steps[length] = self.bench.rows(self.draft, [[part]])
+            self.steps[length] = self.bench.rows(self.draft, [[self.document.first(length)]])
         return self.steps[length]
 
 

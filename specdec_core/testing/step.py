@@ -11,6 +11,8 @@ from specdec_core.config.run import Dtype
 from specdec_core.testing.bench import Bench, FreeBench, TrainedBench
 from specdec_core.testing.plugin import PluginContract
 
+with_and_without_images = pytest.mark.parametrize("images", [False, True], ids=["text", "images"])
+
 
 class OnTheBench(PluginContract):
     """`vocab_size` is that of the draft, where the algorithm knows draft vocabularies; None for the target's."""
@@ -19,17 +21,17 @@ class OnTheBench(PluginContract):
     vocab_size: ClassVar[int | None] = None
 
     @classmethod
-    def bench(cls, dtype: Dtype = "float32") -> Bench:
-        """The algorithm with the class's options, and a target of its own."""
+    def bench(cls, dtype: Dtype = "float32", images: bool = False) -> Bench:
+        """The algorithm with the class's options, and a target of its own; see `Bench`."""
         algorithm = cls.load()
         if isinstance(algorithm, TrainedAlgorithm):
-            return TrainedBench(algorithm, cls.vocab_size, dtype)
-        return FreeBench(algorithm, dtype)
+            return TrainedBench(algorithm, cls.vocab_size, dtype, images)
+        return FreeBench(algorithm, dtype, images)
 
     @classmethod
-    def trained(cls, dtype: Dtype = "float32") -> TrainedBench:
+    def trained(cls, dtype: Dtype = "float32", images: bool = False) -> TrainedBench:
         """The same for a test of training, which is skipped where there is none."""
-        bench = cls.bench(dtype)
+        bench = cls.bench(dtype, images)
         if not isinstance(bench, TrainedBench):
             pytest.skip(f"algorithm {cls.name} needs no training")
         return bench

@@ -8,7 +8,7 @@ from specdec_core.testing.batches import Document, pack, random_ids
 from specdec_core.testing.bench import Step, TrainedBench
 from specdec_core.testing.compare import assert_close
 from specdec_core.testing.promises import promise
-from specdec_core.testing.step import OnTheBench
+from specdec_core.testing.step import OnTheBench, with_and_without_images
 from specdec_core.testing.target import states_saying
 
 BEFORE, LEARNED, AFTER = 6, 18, 8
@@ -93,9 +93,10 @@ class SupervisionContract(OnTheBench):
         _assert_nothing(bench.step(bench.draft(), batch, features))
 
     @promise("documents")
-    def test_packed_documents_are_worth_the_same_as_apart(self) -> None:
+    @with_and_without_images
+    def test_packed_documents_are_worth_the_same_as_apart(self, images: bool) -> None:
         """In one row, in two, in the other order, and each in a row of its own."""
-        bench = self.trained()
+        bench = self.trained(images=images)
         draft, documents = bench.draft(), bench.documents()
         expected = bench.rows(draft, [[document] for document in documents])
         for rows in ([documents], [documents[::-1]], [documents[:3], documents[3:]]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +39,8 @@ FACTS = TargetFacts(
     bos_token_id=1,
     stop_token_ids=(2,),
 )
+IMAGE_FACTS = replace(FACTS, merged_embeds=True, rope_parameters={**FACTS.rope_parameters, "mrope_section": [2, 1, 1]})
+"""Of a target that reads images, at positions on three axes."""
 PEAK = 4.0
 """Standard deviation of the logits: the first choice leads the second far beyond what rounding can turn."""
 
@@ -90,9 +93,10 @@ class TinyTarget(Target):
     noise.
     """
 
-    def __init__(self, dtype: Dtype = "float32", seed: int = 0) -> None:
+    def __init__(self, dtype: Dtype = "float32", seed: int = 0, facts: TargetFacts = FACTS) -> None:
+        """`facts` may say other things than `FACTS` of what is not computed here."""
         self.device = "cpu"
-        self.facts = TargetFacts(**{**vars(FACTS), "dtype": dtype})
+        self.facts = replace(facts, dtype=dtype)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._weights = TinyWeights(FACTS, seed)
         self._fingerprint = self._sums()

@@ -19,7 +19,7 @@ from specdec_core.testing.batches import pack
 from specdec_core.testing.bench import Step, TrainedBench
 from specdec_core.testing.compare import assert_all_same, assert_close
 from specdec_core.testing.promises import promise
-from specdec_core.testing.step import OnTheBench
+from specdec_core.testing.step import OnTheBench, with_and_without_images
 from specdec_core.testing.target import weights_of
 
 STEPS, NEW_TOKENS = 20, 20
@@ -223,12 +223,13 @@ class TrainingContract(OnTheBench):
             drafter.begin(bench.verified(range(3, 12)))
 
     @promise("same-step")
-    def test_a_faster_way_computes_the_same_step(self) -> None:
+    @with_and_without_images
+    def test_a_faster_way_computes_the_same_step(self, images: bool) -> None:
         """For every change of options in `same_step`."""
-        bench = self.trained()
+        bench = self.trained(images=images)
         expected = bench.rows(bench.draft(), [bench.documents()])
         for changes in self.same_step:
-            other = TrainedBench(self.load(**changes), self.vocab_size)
+            other = TrainedBench(self.load(**changes), self.vocab_size, images=images)
             other.rows(other.draft(), [other.documents()]).assert_equals(expected)
 
 

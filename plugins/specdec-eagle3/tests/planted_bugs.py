@@ -5,10 +5,10 @@ from __future__ import annotations
 from planting import bug
 
 PLAIN, SMALL = "TestDefault", "TestDraftVocabulary"
-CONFIG, SUPERVISION, FAST, LAYOUT, MODEL, DRAFTER, EXPORT, ALGORITHM, INITIAL, DRAFT_CONFIG = (
+CONFIG, SUPERVISION, FAST, POSITIONS, MODEL, DRAFTER, EXPORT, ALGORITHM, INITIAL, DRAFT_CONFIG = (
     f"specdec_eagle3/{name}.py"
     for name in (
-        "config", "supervision", "fast", "layout", "model", "drafter", "export", "algorithm", "initial",
+        "config", "supervision", "fast", "positions", "model", "drafter", "export", "algorithm", "initial",
         "draft_config",
     )
 )  # fmt: skip
@@ -28,7 +28,7 @@ BUGS = [
     bug("labels from the next document", "documents", PLAIN,
         SUPERVISION, "& batch.same_document(2 + k)", "& batch.same_document(1 + k)"),
     bug("attention across documents", "documents", PLAIN,
-        LAYOUT, "begins[:, 1:] = documents[:, 1:] != documents[:, :-1]", "begins[:, 1:] = False"),
+        POSITIONS, "begins[:, 1:] = documents[:, 1:] != documents[:, :-1]", "begins[:, 1:] = False"),
     bug("loss averaged over masked slots", "padding", PLAIN,
         SUPERVISION, 'if options.reduction == "slot"', 'if options.reduction != "slot"'),
     bug("padding counted", "padding", PLAIN,
@@ -41,7 +41,8 @@ BUGS = [
     # The step.
     bug("missing diagonal", "training-is-decoding", PLAIN,
         FAST, "enumerate(self.earlier[layer][1:], start=1)", "enumerate(self.earlier[layer][:0], start=1)"),
-    bug("wrong position in training", "training-is-decoding", PLAIN, FAST, "(positions[rows] + k)", "positions[rows]"),
+    bug("wrong position in training", "training-is-decoding", PLAIN,
+        FAST, "(positions[..., rows] + k)", "positions[..., rows]"),
     bug("teacher one slot early", "training-is-decoding", PLAIN,
         FAST, "wanted = [slots + 1 + k", "wanted = [slots + k"),
     bug("embedding of the token before", "training-is-decoding", PLAIN,
@@ -83,13 +84,26 @@ BUGS = [
         "Metric(total / count.clamp(min=1), count) for"),
     # Decoding.
     bug("wrong position in decoding", "training-is-decoding", PLAIN,
-        DRAFTER, "torch.tensor([self.position + k]", "torch.tensor([self.position]"),
+        DRAFTER, "self.draft.feedback(state), self.position + k)", "self.draft.feedback(state), self.position)"),
     bug("position one late after accept", "training-is-decoding", PLAIN,
-        DRAFTER, "self.position = verified.start + slots", "self.position = verified.start + slots + 1"),
+        DRAFTER, "self.position = positions[..., -1:] + 1", "self.position = positions[..., -1:] + 2"),
     bug("positions from 0 after accept", "stale-guesses", PLAIN,
-        DRAFTER, "torch.arange(verified.start, verified.start + slots", "torch.arange(0, slots"),
+        DRAFTER, "positions = in_decoding(verified, self.options)",
+        "positions = in_decoding(verified, self.options) - verified.start"),
     bug("tokens one slot early in accept", "training-is-decoding", PLAIN,
-        DRAFTER, "self._step(verified.ids[1:]", "self._step(verified.ids[:-1]"),
+        DRAFTER, "self.draft.embed_input_ids(ids[:, 1:])", "self.draft.embed_input_ids(ids[:, :-1])"),
+    bug("placeholders read in training", "training-is-decoding", PLAIN,
+        FAST, "embeds = None if features.embeds is None else features.embeds.flatten(0, 1)", "embeds = None"),
+    bug("placeholders read in decoding", "training-is-decoding", PLAIN,
+        DRAFTER, "merged, ids = verified.features.embeds, ", "merged, ids = None, "),
+    bug("merged embeddings one slot early", "same-step", PLAIN,
+        FAST, "else embeds[following]", "else embeds[following - 1]"),
+    bug("an image's axes forgotten in training", "training-is-decoding", PLAIN,
+        FAST, "in_training(batch, options).flatten(-2)",
+        "in_training(batch, options).view(-1, *batch.ids.shape)[0].flatten()"),
+    bug("positions counted by slots after an image", "training-is-decoding", PLAIN,
+        DRAFTER, "self.position = positions[..., -1:] + 1",
+        "self.position = torch.tensor([verified.start + verified.ids.numel() - 1])"),
     bug("feedback of the wrong state in decoding", "training-is-decoding", PLAIN,
         DRAFTER, "self.draft.feedback(state)", "self.draft.norm(state)"),
     bug("norm forgotten in decoding", "training-is-decoding", PLAIN,
@@ -126,7 +140,7 @@ BUGS = [
         "accepted = (tokens == argmax[:-1]).cumprod(0).sum(dim=0, keepdim=True).clamp(min=min(1, tokens.numel()))"),
     # Saving.
     bug("random buffer that is not saved", "checkpoints", PLAIN,
-        MODEL, 'self.register_buffer("inv_freq", inv_freq.float()',
+        "specdec_core/nn/rotary.py", 'self.register_buffer("inv_freq", inv_freq.float()',
         'self.register_buffer("inv_freq", inv_freq.float() * (1 + 0.01 * torch.rand(1))'),
     bug("tensor dropped from the export", "export", PLAIN,
         EXPORT, "p.detach().cpu() for name, p in draft.named_parameters()}",

@@ -1,0 +1,1 @@
+"""Prompt packs `easy-vqa` and `hub-vqa`: questions about images."""

@@ -2,10 +2,10 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(VENV)/bin/pip install --quiet
-SOURCES := specdec_core $(wildcard plugins/*/src) $(wildcard examples/*/src)
+SOURCES := specdec_core tools $(wildcard plugins/*/src) $(wildcard examples/*/src)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint typecheck docs clean
+.PHONY: demo test test-slow lint typecheck docs tables clean
 
 $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	python3 -m venv $(VENV)
@@ -38,6 +38,10 @@ lint: $(STAMP)
 
 typecheck: $(STAMP)
 	$(VENV)/bin/mypy $(SOURCES)
+
+tables: $(STAMP)
+	# Into the documentation, from the models of the run config and of the plugins' options.
+	$(PY) tools/config_tables.py
 
 $(VENV)/.docs: $(STAMP)
 	$(PIP) -c constraints.txt --group docs

@@ -21,6 +21,24 @@ TABLES = (ROOT / "tests" / "planted_bugs.py", *sorted(ROOT.glob("plugins/*/tests
 BROKEN = re.compile(r"BrokenPromise: ([\w-]+) is broken by")
 OUTCOME = re.compile(r"^(?:FAILED|ERROR) ", re.MULTILINE)
 
+
+def _other_loss_mask(learned: str) -> str:
+    """Lines that begin a function whose first is `masks = []`, after which `batch` has another loss mask.
+
+    learned  of `same` [B, S, S], the loss mask's [b, t, s] within each document
+    """
+    return (
+        "    same = batch.document_ids.unsqueeze(2) == batch.document_ids.unsqueeze(1)\n"
+        "    same &= batch.loss_mask.unsqueeze(1)\n"
+        f"    batch = replace(batch, loss_mask={learned})\n"
+        "    masks = []\n"
+    )
+
+
+UP_TO_THE_LAST_LEARNED = _other_loss_mask("same.triu().any(-1)")
+BETWEEN_THE_LEARNED = _other_loss_mask("same.triu().any(-1) & same.tril().any(-1)")
+"""What more than one plugin's table makes of a loss mask; the file edited imports `dataclasses.replace`."""
+
 Edits = tuple[tuple[str, str, str], ...]
 
 
@@ -88,12 +106,13 @@ def keeping(promise: str) -> str:
     return " or ".join(name for name, method in methods.items() if getattr(method, "promise", None) == promise)
 
 
-def broken_promises(contracts: Path, which: str, path: Path) -> tuple[list[str], str]:
+def broken_promises(contracts: Path, which: str, path: Path, stop_at_first: bool = False) -> tuple[list[str], str]:
     """Run contract tests with `path` before all others; `which` is pytest's -k.
 
     Returns the promises that broke, and pytest's output. A failure outside of any promise counts as "none".
     """
     options = f"-q -rfE --tb=no --noconftest -p no:cacheprovider -c {os.devnull} --import-mode=importlib"
+    options += " -x" * stop_at_first
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options.split(), "--rootdir", str(path), "-k", which, str(contracts)],
         env={

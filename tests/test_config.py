@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from specdec_core.config.load import load_config, validate_config
+from specdec_core.config.load import problem_report, read_config, validate_config
 from specdec_core.config.problems import did_you_mean, shown, validation_problems
 from specdec_core.config.run import PLUGIN_LISTS, PLUGIN_SECTIONS, PluginSection, RunConfig
 from specdec_core.config.show import to_toml
@@ -31,7 +31,16 @@ path = "somewhere"
 def load(tmp_path: Path, text: str, *overrides: str) -> RunConfig:
     path = tmp_path / "run.toml"
     path.write_text(text)
-    return load_config(path, overrides)
+    return load_file(path, *overrides)
+
+
+def load_file(path: Path, *overrides: str) -> RunConfig:
+    """Read and validated, without plugins."""
+    raw, messages = read_config(path, overrides)
+    config, problems = validate_config(raw)
+    if config is None or messages:
+        raise problem_report(path, problems, messages)
+    return config
 
 
 def problems(text: str) -> list[str]:
@@ -84,7 +93,8 @@ def test_every_error_at_once_each_with_path_found_allowed_and_hint() -> None:
     [trian]
     """
     assert problems(text) == [
-        "target.path: missing. A local directory, a .gguf file, or a Hub id such as org/name.",
+        "target.path: missing. A local directory, a .gguf file, a Hub id such as org/name, or package:NAME/FILE in an "
+        "installed package.",
         "target.dtype: found \"float23\"; allowed: 'float32', 'bfloat16' or 'float16'. Did you mean \"float32\"?",
         'target.pth: unknown key (found "x"). Did you mean "path"? '
         "Allowed keys: path, revision, dtype, attention, trust_remote_code.",
@@ -214,7 +224,7 @@ def test_a_file_that_is_not_toml(tmp_path: Path, content: bytes, sentence: str) 
     path = tmp_path / "run.toml"
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
-        load_config(path)
+        load_file(path)
     assert str(error.value).startswith(f"{path}{sentence}")
     assert "\n" not in str(error.value)
 
@@ -222,19 +232,19 @@ def test_a_file_that_is_not_toml(tmp_path: Path, content: bytes, sentence: str) 
 def test_a_missing_file_a_directory_and_an_unreadable_name(tmp_path: Path) -> None:
     (tmp_path / "train.toml").write_text(MINIMAL)
     with pytest.raises(UserError, match=r'/trian\.toml: no such file\. Did you mean "train\.toml"\?$'):
-        load_config(tmp_path / "trian.toml")
+        load_file(tmp_path / "trian.toml")
     with pytest.raises(UserError, match=r"elsewhere\.toml: no such file\.$"):
-        load_config(tmp_path / "nowhere" / "elsewhere.toml")
+        load_file(tmp_path / "nowhere" / "elsewhere.toml")
     with pytest.raises(UserError, match="is a directory; give a TOML file in it"):
-        load_config(tmp_path)
+        load_file(tmp_path)
     with pytest.raises(UserError, match=r"cannot be read: "):
-        load_config(tmp_path / "train.toml" / "below")
+        load_file(tmp_path / "train.toml" / "below")
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())
-    assert load_config(path).target.path == "somewhere"
+    assert load_file(path).target.path == "somewhere"
 
 
 def test_the_report_names_the_file_and_the_command_line(tmp_path: Path) -> None:

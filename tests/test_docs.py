@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 import shlex
@@ -10,86 +11,30 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import typer
+from config_tables import HEAD, HEADING, core_sections, default_of, models, pages, rewritten, table
 from example_packages import ROOT, install_hydra, install_metadata
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 from specdec_core.cli.main import app
-from specdec_core.config.run import (
-    PLUGIN_LISTS,
-    PLUGIN_SECTIONS,
-    DataSection,
-    DraftSection,
-    EvalSection,
-    RunConfig,
-    Section,
-    TargetSection,
-    TrainSection,
-)
+from specdec_core.config.run import PLUGIN_LISTS, PLUGIN_SECTIONS, RunConfig
 from specdec_core.registry.hooks import Hooks
 from specdec_core.registry.registry import Registry
-from specdec_core.registry.resolve import options_model, resolve
+from specdec_core.registry.resolve import resolve
 from specdec_core.registry.specs import KINDS
 
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-SECTIONS: dict[str, type[Section]] = {
-    "target": TargetSection,
-    "draft": DraftSection,
-    "data": DataSection,
-    "train": TrainSection,
-    "eval": EvalSection,
-}
-
-TABLE_HEAD = "| key | default | meaning |"
-HEADING = re.compile(rf"^### (?:\[(\w+)\]|({'|'.join(KINDS)}) ([\w-]+))$", re.MULTILINE)
-ROW = re.compile(r"^\| `(\w+)` \| (.+?) \| .+ \|$")
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r'--8<-- "(.+)"\n')
 OVERRIDE = re.compile(r"([a-z_]+)\.([a-z_]+)[.\w]*=")
 
 
-def key_tables() -> dict[str, dict[str, str]]:
-    """`[section]` or `kind name` -> key -> the default as the documentation writes it."""
-    tables: dict[str, dict[str, str]] = {}
-    for page in DOCS:
-        text = page.read_text(encoding="utf-8")
-        headings = list(HEADING.finditer(text))
-        ends = [heading.start() for heading in headings[1:]] + [len(text)]
-        for heading, end in zip(headings, ends, strict=False):
-            name = heading[1] or f"{heading[2]} {heading[3]}"
-            assert name not in tables, f"{name} is documented twice"
-            _, _, table = text[heading.end() : end].partition(f"{TABLE_HEAD}\n|---|---|---|\n")
-            rows = [ROW.match(line) for line in table.partition("\n\n")[0].splitlines()]
-            tables[name] = {row[1]: row[2] for row in rows if row}
-    return tables
-
-
-def models() -> dict[str, type[BaseModel]]:
-    """The models of the core's sections, and of the options of every plugin that ships here."""
-    shipped = {"specdec-core", *(path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml"))}
-    records = [record for record in Registry.discover().usable() if record.distribution in shipped]
-    return {**SECTIONS, **{f"{record.kind} {record.name}": options_model(record) for record in records}}
-
-
-def as_documented(model: type[BaseModel]) -> dict[str, str]:
-    """The table that a model should have."""
-    return {
-        key: "required"
-        if field.is_required()
-        else "not set"
-        if (default := field.get_default(call_default_factory=True)) is None
-        else f"`{json.dumps(default, default=str)}`"
-        for key, field in model.model_fields.items()
-    }
-
-
 def fences(language: str) -> Iterator[tuple[str, str, str]]:
     """(page, title, content) of every block of a language. A file that is quoted is the block's content and title."""
-    for page in DOCS:
+    for page in pages():
         for found in FENCE.finditer(page.read_text(encoding="utf-8")):
             title, content = found[2] or "", found[3]
             if quoted := QUOTE.fullmatch(content):
@@ -104,30 +49,59 @@ def commands() -> list[str]:
     return [line for _, _, block in fences("sh") for line in block.splitlines() if line.startswith("specdec ")]
 
 
-def test_every_key_is_documented_with_its_default_and_nothing_else_is() -> None:
-    documented, wanted = key_tables(), {name: as_documented(model) for name, model in models().items()}
-    assert sorted(documented) == sorted(wanted), "document a plugin's options under `### kind name`, as in config.md"
-    for name, table in wanted.items():
-        assert documented[name] == table, name
+def test_the_tables_of_keys_are_what_the_models_say() -> None:
+    known = models()
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        assert rewritten(text, known) == text, f"{page.name} is not current: run `make tables`"
+
+
+def test_every_model_has_one_table() -> None:
+    """Document a plugin's options under `### kind name`, as in config.md."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages())
+    headings = [found[1] or f"{found[2]} {found[3]}" for found in HEADING.finditer(text)]
+    assert sorted(headings) == sorted(models())
+    assert text.count(HEAD) == sum(bool(model.model_fields) for model in models().values())
+
+
+def test_a_table_says_defaults_meanings_and_what_is_allowed() -> None:
+    class Model(BaseModel):
+        path: str = Field(description="Where | which.")
+        kind: Literal["a", "b"] | None = Field(None, description="What.")
+        sizes: tuple[int, ...] = Field((1, 2), description="How many.")
+
+    expected = (
+        f"{HEAD}| `path` | required | Where \\| which. |\n"
+        '| `kind` | not set | What. One of `"a"`, `"b"`. |\n| `sizes` | `[1, 2]` | How many. |\n'
+    )
+    assert table(Model) == expected
+    page = f"### engine one\n\nIt is.\n\n{HEAD}| `path` | `1` | Old. |\n\nMore.\n\n### engine none\n\nNo keys.\n"
+    made = rewritten(page, {"engine one": Model, "engine none": BaseModel})
+    assert made == page.replace(f"{HEAD}| `path` | `1` | Old. |\n", expected)
 
 
 def test_every_section_is_in_the_config_page() -> None:
     page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
     plugins = {**PLUGIN_SECTIONS, **PLUGIN_LISTS}
-    assert {*SECTIONS, *(section.partition(".")[0] for section in plugins)} == set(RunConfig.model_fields)
+    assert {*core_sections(), *(section.partition(".")[0] for section in plugins)} == set(RunConfig.model_fields)
     for section, kind in plugins.items():
         shown = f"[[{section}]]" if section in PLUGIN_LISTS else f"[{section}]"
         assert f"| `{shown}` | {kind} |" in page
 
 
-def test_a_table_that_has_drifted_is_found() -> None:
-    class Changed(BaseModel):
-        path: str = "elsewhere"
+def hook_table() -> dict[str, list[str]]:
+    """Each hook of the plugin page's table, and its arguments."""
+    _, _, rest = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8").partition("| hook | arguments | called |\n")
+    rows = [line.split(" | ") for line in rest.partition("\n\n")[0].splitlines()[1:]]
+    return {re.sub(r"[|` ]", "", hook): re.findall(r"`(\w+)`", arguments) for hook, arguments, _ in rows}
 
-    assert as_documented(Changed) == {"path": '`"elsewhere"`'} != key_tables()["target"]
+
+def test_every_hook_is_documented_with_the_arguments_that_it_has() -> None:
+    hooks = {name: hook for name, hook in vars(Hooks).items() if name.startswith("specdec_")}
+    assert hook_table() == {name: [*inspect.signature(hook).parameters][1:] for name, hook in hooks.items()}
 
 
-def test_the_plugin_page_mentions_every_hook_kind_and_abstract_method() -> None:
+def test_the_plugin_page_mentions_every_kind_and_abstract_method() -> None:
     from specdec_core.algorithm.base import TrainedAlgorithm, TrainingFreeAlgorithm
     from specdec_core.capture.source import FeatureCache
     from specdec_core.engine.base import Engine
@@ -137,7 +111,6 @@ def test_the_plugin_page_mentions_every_hook_kind_and_abstract_method() -> None:
     from specdec_core.target.base import Backbone, Target
 
     words = set(re.findall(r"`(\w+)`", (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")))
-    assert {name for name in vars(Hooks) if name.startswith("specdec_")} <= words
     assert {*KINDS, *PluginSpec.__dataclass_fields__} <= words
     contracts: list[Any] = [TrainedAlgorithm, TrainingFreeAlgorithm, Backbone, Target, Engine]
     for contract in (*contracts, Exporter, FeatureCache, PromptPack):
@@ -174,8 +147,8 @@ def test_a_command_parses_and_its_overrides_exist(line: str) -> None:
     command.make_context(command.name, words, parent=context)
     for section, key in OVERRIDE.findall(line):
         assert section in RunConfig.model_fields, f"{section}.{key}"
-        if section in SECTIONS:
-            assert key in SECTIONS[section].model_fields, f"{section}.{key}"
+        if section in (sections := core_sections()):
+            assert key in sections[section].model_fields, f"{section}.{key}"
 
 
 @pytest.mark.parametrize("text", [text for _, title, text in fences("toml") if "[target]" in text])
@@ -199,11 +172,16 @@ def test_every_key_of_a_registry_file_is_documented() -> None:
     page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
     _, _, rows = page.partition("| table | key | default | meaning |\n|---|---|---|---|\n")
     tables: dict[str, dict[str, str]] = {}
-    for table, key, default in re.findall(r"^\|(?: `\[(\w+)[.\w]*\]`)? \| `([\w.]+)` \| (.+?) \|", rows, re.MULTILINE):
-        tables.setdefault(table or list(tables)[-1], {})[key] = default
+    for section, key, default in re.findall(
+        r"^\|(?: `\[(\w+)[.\w]*\]`)? \| `([\w.]+)` \| (.+?) \|", rows, re.MULTILINE
+    ):
+        tables.setdefault(section or list(tables)[-1], {})[key] = default
     by_name = {"KIND.NAME": "none"}
-    models = {"plugins": as_documented(CatalogueEntry), "policy": as_documented(Policy)}
-    assert tables == {**models, "prefer": by_name, "alias": by_name}
+    defaults = {
+        name: {key: default_of(field) for key, field in model.model_fields.items()}
+        for name, model in {"plugins": CatalogueEntry, "policy": Policy}.items()
+    }
+    assert tables == {**defaults, "prefer": by_name, "alias": by_name}
     assert tables.keys() == Catalogue.model_fields.keys()
 
 

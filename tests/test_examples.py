@@ -50,7 +50,8 @@ def test_the_example_trains_and_is_measured_by_the_commands(
     sections = {
         "algorithm": {"name": "hydra", "heads": 2},
         "draft": {"vocab_size": None},
-        "train": {"max_steps": 4, "save_every": 4},
+        "data": {"max_tokens": 240},  # few enough to learn something of, in so many steps
+        "train": {"max_steps": 12, "save_every": 12},
     }
     file.write_text(to_toml(toy_config(tiny_target_dir, conversations_file, run, **sections)))
 

@@ -6,6 +6,7 @@ Each `planted_bugs.py` beside a `test_contract.py` holds a table of them.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,33 @@ WHOLE = "PLANTED_BUGS_WHOLE_CONTRACT"
 ROWS = [(path.with_name("test_contract.py"), bug) for path in TABLES for bug in table(path)]
 
 
+@pytest.fixture(scope="module")
+def caught(request: pytest.FixtureRequest) -> Iterator[list[tuple[str, str, str, str]]]:
+    """Bug, plugin, file and the promises that broke: filled by the tests, and printed as a table after the last."""
+    rows: list[tuple[str, str, str, str]] = [("bug", "plugin", "file", "caught by"), ("---",) * 4]
+    yield rows
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n", *(f"| {' | '.join(row)} |" for row in rows), sep="\n")
+
+
 @pytest.mark.parametrize(("contracts", "bug"), ROWS, ids=[bug.name.replace(" ", "-") for _, bug in ROWS])
 def test_a_planted_bug_is_caught_by_the_promise_meant_for_it(
-    contracts: Path, bug: Bug, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    contracts: Path, bug: Bug, tmp_path: Path, caught: list[tuple[str, str, str, str]]
 ) -> None:
     plant(bug.edits, tmp_path)
-    which = bug.contract if os.environ.get(WHOLE) else f"{bug.contract} and ({keeping(bug.promise)})"
-    broken, output = broken_promises(contracts, which, tmp_path)
-    with capsys.disabled():
-        print(f"\n| {bug.name} | {bug.edits[0][0]} | {', '.join(broken)} |", end=" ")
+    whole = bool(os.environ.get(WHOLE))
+    which = bug.contract if whole else f"{bug.contract} and ({keeping(bug.promise)})"
+    broken, output = broken_promises(contracts, which, tmp_path, stop_at_first=not whole)
+    caught.append((bug.name, plugin_of(contracts), bug.edits[0][0], ", ".join(broken) or "nothing"))
     assert bug.promise in broken, output
 
 
-@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.parents[1].name)
+def plugin_of(contracts: Path) -> str:
+    """The plugin that a test_contract.py is of."""
+    return contracts.parents[1].name if contracts.parents[2].name == "plugins" else "specdec-core"
+
+
+@pytest.mark.parametrize("path", TABLES, ids=plugin_of)
 def test_copies_without_bugs_keep_every_promise(path: Path, tmp_path: Path) -> None:
     bugs = table(path)
     copy({file.partition("/")[0] for bug in bugs for file, _, _ in bug.edits}, tmp_path)

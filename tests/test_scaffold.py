@@ -124,12 +124,15 @@ def test_a_bad_name_is_refused_in_one_sentence(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["trained"], '"trained" cannot be the name of a new plugin: its classes are named so; choose another'),
+        (["trained"], '"trained" cannot be the name of a new plugin: a class of its package would have the name of'),
+        (["core"], '"core" cannot be the name of a new plugin: specdec-core is specdec itself; choose another'),
+        (["specdec-core", "--kind", "exporter"], '"specdec-core" cannot be the name of a new plugin: specdec-core is'),
         (
             ["hf", "--kind", "exporter"],
             'there is already a plugin exporter "hf", of specdec-core 0.1.0; choose another',
         ),
         (["specdec-ngram"], 'there is already a plugin algorithm "ngram", of specdec-ngram'),
+        (["ngram", "--kind", "exporter"], "there is already a package specdec-ngram, which one of that name would"),
         (
             ["mine", "--model-type", "qwen3"],
             "--model-type says what a backbone serves; it means nothing for an algorithm",
@@ -163,8 +166,30 @@ def test_what_stands_there_is_never_overwritten(kind: str, tmp_path: Path, monke
     assert place.is_dir() or place.read_text() == "mine"
 
 
-def test_one_name_may_serve_two_kinds(tmp_path: Path) -> None:
-    assert specdec("plugins", "new", "ngram", "--kind", "exporter", "--out", tmp_path / "made").exit_code == 0
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = specdec("plugins", "new", "mine", "--out", tmp_path / "file" / "made")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {tmp_path}/file/made cannot be written: ")
+    assert done.stderr.endswith("; choose another place with --out\n")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_package_that_is_catalogued_or_installed_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = tmp_path / "registry.toml"
+    catalogue.write_text("[plugins.specdec-listed]\nprovides = []\n")
+    info = tmp_path / "specdec_other-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: specdec-other\nVersion: 1\n")
+    monkeypatch.setenv("SPECDEC_REGISTRY", str(catalogue))
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("listed", "other"):
+        done = specdec("plugins", "new", name, "--out", tmp_path / "made")
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert f"there is already a package specdec-{name}, which one of that name would replace" in done.stderr
+    assert not (tmp_path / "made").exists()
 
 
 def test_the_working_directory_is_the_default_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

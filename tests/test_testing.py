@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,8 +16,9 @@ from planting import ROOT, TABLES, edited, table
 
 from specdec_core.algorithm.base import ExportedDraft
 from specdec_core.algorithm.draft import Draft
-from specdec_core.algorithm.proposal import Verified
-from specdec_core.capture.features import CapturePlan
+from specdec_core.algorithm.proposal import Proposal, Verified
+from specdec_core.capture.features import CapturePlan, Features
+from specdec_core.data.batch import Batch
 from specdec_core.target.base import Target, TargetFacts
 from specdec_core.testing import AlgorithmContract, ExporterContract, VisionBackboneContract
 from specdec_core.testing.batches import batch_of, random_ids
@@ -25,6 +29,8 @@ from specdec_eagle3 import supervision
 from specdec_eagle3.algorithm import Eagle3
 from specdec_eagle3.drafter import Eagle3Drafter
 from specdec_eagle3.model import Eagle3Draft
+from specdec_medusa import algorithm as medusa
+from specdec_medusa.drafter import MedusaDrafter
 
 CONTRACTS = (AlgorithmContract, VisionBackboneContract, ExporterContract)
 
@@ -62,8 +68,17 @@ class TestPromises:
     def test_each_has_a_planted_bug_that_it_is_to_catch(self) -> None:
         bugs = [bug for path in TABLES for bug in table(path)]
         assert {bug.promise for bug in bugs} == {*PROMISES}
-        assert all(edited(bug.edits) for bug in bugs)
         assert len({bug.name for bug in bugs}) == len(bugs)
+        assert len(bugs) > 100, "docs/contracts.md says more than a hundred"
+
+    def test_the_planted_bugs_are_mistakes_that_an_author_makes(self, tmp_path: Path) -> None:
+        """Not code that cannot run: any test would catch it, whatever it tests."""
+        for number, bug in enumerate(bug for path in TABLES for bug in table(path)):
+            for file, text in edited(bug.edits).items():
+                (tmp_path / f"{bug.promise}_{number}_{file.replace('/', '_')}").write_text(text, encoding="utf-8")
+        lint = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "E9,F821", str(tmp_path)]
+        found = subprocess.run(lint, capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stdout
 
     def test_a_broken_one_is_named_with_its_place_in_the_docs(self) -> None:
         class Broken:
@@ -218,33 +233,73 @@ def norm_not_exported(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Eagle3, "export", without)
 
 
+def guesses_repeated(patch: pytest.MonkeyPatch) -> None:
+    propose = MedusaDrafter.propose
+
+    def repeated(*args: Any) -> Proposal:
+        proposal = propose(*args)
+        assert proposal.parents is not None
+        return Proposal(proposal.tokens.repeat(2), proposal.parents.repeat(2))
+
+    patch.setattr(MedusaDrafter, "propose", repeated)
+
+
+def target_taught_nothing_of_its_own(patch: pytest.MonkeyPatch) -> None:
+    loss = medusa.target_loss
+
+    def detached(batch: Batch, features: Features, *rest: Any) -> Any:
+        return loss(batch, features.map(torch.Tensor.detach) if rest[-1].implementation == "fast" else features, *rest)
+
+    patch.setattr(medusa, "target_loss", detached)
+
+
+class Chain(AlgorithmContract):
+    name = "eagle3"
+
+
+class Tree(AlgorithmContract):
+    name = "medusa"
+    options: ClassVar[Any] = {"heads": 1, "tree": 3}
+
+
+class Joint(AlgorithmContract):
+    name = "medusa"
+    options: ClassVar[Any] = {"train_target": True}
+    same_step: ClassVar[Any] = [{"implementation": "plain"}]
+
+
 @pytest.mark.parametrize(
-    ("mistake", "test", "arguments"),
+    ("contract", "mistake", "test", "arguments"),
     [
-        (mask_not_shifted, "test_what_comes_after_the_last_learned_token_changes_nothing", ()),
-        (other_feedback_in_decoding, "test_greedy_proposals_are_what_the_training_step_would_choose", (False,)),
+        (Chain, mask_not_shifted, "test_what_comes_after_the_last_learned_token_changes_nothing", ()),
+        (Chain, other_feedback_in_decoding, "test_greedy_proposals_are_what_the_training_step_would_choose", (False,)),
         (
+            Chain,
             other_feedback_in_decoding,
             "test_sampled_proposals_come_from_the_distributions_of_the_training_step",
             (False,),
         ),
-        (guesses_not_forgotten, "test_after_accept_a_drafter_is_as_if_it_had_begun_on_the_longer_text", (0.0, False)),
-        (denominators_ignored, "test_the_loss_is_divided_by_the_denominators", ()),
-        (norm_not_exported, "test_every_trained_tensor_is_exported_and_no_other", ()),
+        (
+            Chain,
+            guesses_not_forgotten,
+            "test_after_accept_a_drafter_is_as_if_it_had_begun_on_the_longer_text",
+            (0.0, False),
+        ),
+        (Chain, denominators_ignored, "test_the_loss_is_divided_by_the_denominators", ()),
+        (Chain, norm_not_exported, "test_every_trained_tensor_is_exported_and_no_other", ()),
+        (Tree, guesses_repeated, "test_proposals_hold_target_ids_that_the_draft_can_say", ()),
+        (Joint, target_taught_nothing_of_its_own, "test_a_faster_way_computes_the_same_step", (False,)),
     ],
 )
 def test_a_mistake_breaks_a_promise_that_was_kept(
+    contract: type[AlgorithmContract],
     mistake: Callable[[pytest.MonkeyPatch], None],
     test: str,
     arguments: tuple[Any, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A few, made in this process; test_planted_bugs.py has many."""
-
-    class Contract(AlgorithmContract):
-        name = "eagle3"
-
-    getattr(Contract(), test)(*arguments)
+    getattr(contract(), test)(*arguments)
     mistake(monkeypatch)
     with pytest.raises(BrokenPromise):
-        getattr(Contract(), test)(*arguments)
+        getattr(contract(), test)(*arguments)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_models import VOCAB, save_model, save_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -105,8 +107,11 @@ def make_it_its_own(package: Path) -> None:
 
 
 def test_a_plugin_is_written_installed_trained_measured_exported_and_removed(stranger: Stranger) -> None:
-    # Wheels of the core and of a backbone; nothing else of the repository is used from here on.
-    stranger.pip("install", *OFFLINE, *stranger.build(ROOT, ROOT / "plugins" / "specdec-causal-lm"))
+    # Wheels of the core and of every plugin; nothing else of the repository is used from here on.
+    plugins = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
+    wheels = {wheel.name.partition("-")[0]: wheel for wheel in stranger.build(ROOT, *plugins)}
+    assert wheels.keys() == {"specdec_core", *(plugin.name.replace("-", "_") for plugin in plugins)}
+    stranger.pip("install", *OFFLINE, wheels["specdec_core"], wheels["specdec_causal_lm"])
     where = subprocess.run(
         [stranger.python, "-c", "import specdec_core; print(specdec_core.__file__)"],
         cwd=stranger.home, capture_output=True, text=True, check=True,
@@ -156,18 +161,40 @@ def test_a_plugin_is_written_installed_trained_measured_exported_and_removed(str
     written = sorted(path.name for path in (stranger.home / "draft").iterdir())
     assert written == ["config.json", "model.safetensors", "specdec.json"]
     assert json.loads((stranger.home / "draft" / "config.json").read_text())["architectures"] == ["MyAlgoDraft"]
+    plain, trained = (load_file(place / "model.safetensors") for place in (stranger.home / "draft", run / "draft"))
+    assert plain.keys() == {"inner.weight", "inner.bias", "outer.weight", "outer.bias"}
+    assert all(torch.equal(tensor, trained[name]) and bool(tensor.any()) for name, tensor in plain.items())
 
     # Without it, its name is unknown; in a catalogue, it says what to install.
     stranger.pip("uninstall", "--quiet", "--yes", "specdec-my-algo")
+    assert "my-algo" not in stranger.specdec("plugins", "list")
     refused = stranger.refusal("train", config, *overrides, "--resume")
     assert f'{config}: algorithm.name: there is no algorithm "my-algo". No algorithm is installed.' in refused
-    assert 'there is no algorithm "my-algo"' in stranger.refusal("eval", run, "--prompts", sample)
+    mend = 'This run was made with specdec-my-algo 0.1.0: pip install "specdec-my-algo==0.1.0".'
+    assert mend in refused
+    for command in (["eval", run, "--prompts", sample], ["config", "show", run / "config.toml"]):
+        refused = stranger.refusal(*command)
+        assert 'there is no algorithm "my-algo"' in refused
+        assert mend in refused
     assert 'pip install "specdec-eagle3>=0.1,<0.2"' in stranger.refusal(
         "config", "check", config, "algorithm.name=eagle3"
     )
+    assert 'there is no algorithm "my-algo"' in stranger.refusal("export", run, "--out", stranger.home / "again")
+    assert 'pip install "specdec-eagle3>=0.1,<0.2"' in stranger.refusal("plugins", "check", "eagle3")
     (stranger.home / "registry.toml").write_text(
         '[plugins.specdec-my-algo]\nversion = ">=0.1"\nprovides = ["algorithm.my-algo"]\n'
     )
     assert 'algorithm "my-algo": not installed: pip install "specdec-my-algo>=0.1"' in stranger.refusal(
         "config", "check", config, *overrides
+    )
+
+    # What the sentence says helps. All wheels together work.
+    stranger.pip("install", *OFFLINE, wheel, *wheels.values())
+    shipped = {plugin.name for plugin in plugins}
+    listed = [row for row in json.loads(stranger.specdec("plugins", "list", "--json")) if row["provider"] in shipped]
+    assert {row["provider"] for row in listed} == shipped
+    assert all(row["state"] == "active" for row in listed), listed
+    assert "algorithm my-algo (specdec-my-algo 0.1.0)" in stranger.specdec("config", "check", config, *overrides)
+    assert "algorithm eagle3 (specdec-eagle3" in stranger.specdec(
+        "config", "check", config, *overrides[:-1], "algorithm.name=eagle3"
     )

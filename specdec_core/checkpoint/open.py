@@ -168,8 +168,9 @@ def open_run(
     config, problems = validate_config(raw)
     if config is None or messages:
         raise problem_report(place, problems, messages)
-    resolved = resolve(config, registry)
-    for sentence in essential_differences(Lock.model_validate(checkpoint.lock), resolved.lock):
+    lock = Lock.model_validate(checkpoint.lock)
+    resolved = resolve(config, registry, lock, overrides)
+    for sentence in essential_differences(lock, resolved.lock):
         log.warning("%s: %s", place, sentence)
     algorithm = load_trained(resolved.algorithm)
     backbone: Backbone = resolved.backbone.load()

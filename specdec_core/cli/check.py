@@ -29,6 +29,14 @@ def check(
         Path | None,
         typer.Option("--target", metavar="DIR", help="For a backbone: a small model of its family, with a tokenizer."),
     ] = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option("--vocab-size", metavar="N", min=8, help="For an algorithm: the size of the draft vocabulary."),
+    ] = None,
+    waive: Annotated[
+        list[str] | None,
+        typer.Option("--waive", metavar="PROMISE", help="Skip what these options break on purpose. Repeatable."),
+    ] = None,
 ) -> None:
     """Test whether an installed plugin keeps what algorithms, backbones and exporters promise.
 
@@ -40,7 +48,8 @@ def check(
         raise UserError(
             'the contracts are tests for pytest, which is not installed: pip install "specdec-core[testing]"'
         )
-    sources = [_source(record, options or [], target) for record in _served(name, kind)]
+    said = {"waived": _waived(waive or []), **({} if vocab_size is None else {"vocab_size": vocab_size})}
+    sources = [_source(record, options or [], target, said) for record in _served(name, kind)]
     import pytest
 
     with TemporaryDirectory() as directory:
@@ -70,14 +79,32 @@ def _served(name: str, kind: str | None) -> list[Record]:
     return [registry.find(str(each), name) for each, name in wanted]
 
 
-def _source(record: Record, overrides: list[str], target: Path | None) -> str:
-    """The test file of one plugin. Raises UserError if its options or the target are wrong."""
+def _waived(promises: list[str]) -> dict[str, str]:
+    if not promises:
+        return {}  # before torch is imported
+    from specdec_core.config.problems import did_you_mean
+    from specdec_core.testing.promises import PROMISES
+
+    for name in promises:
+        if name not in PROMISES:
+            raise UserError(f'--waive: there is no promise "{name}".{did_you_mean(name, PROMISES)}')
+    return dict.fromkeys(promises, "by --waive")
+
+
+def _source(record: Record, overrides: list[str], target: Path | None, said: Mapping[str, Any]) -> str:
+    """The test file of one plugin. Raises UserError if its class, its options or the target are wrong."""
+    from specdec_core.registry.resolve import load_class
+
     if record.kind == "backbone" and target is None:
         raise UserError(f'backbone "{record.name}" is tested with a model of its family: name one with --target DIR')
     if target is not None and not target.is_dir():
         raise UserError(f"--target: there is no directory {target}")
-    options = _options(record, overrides)
-    return contract_source(str(record.kind), record.name, options, target if record.kind == "backbone" else None)
+    if record.kind != "algorithm" and "vocab_size" in said:
+        raise UserError(f'--vocab-size is the size of a draft vocabulary; {record.kind} "{record.name}" has none')
+    said = {"options": _options(record, overrides), **said}
+    assert record.spec is not None
+    load_class(record.spec, record.source)
+    return contract_source(str(record.kind), record.name, said, target if record.kind == "backbone" else None)
 
 
 def _options(record: Record, overrides: list[str]) -> dict[str, Any]:
@@ -99,14 +126,18 @@ def _options(record: Record, overrides: list[str]) -> dict[str, Any]:
     return options
 
 
-def contract_source(kind: str, name: str, options: Mapping[str, Any], target: Path | None) -> str:
-    """What an author would write to inherit the contract; `target` is where a backbone finds a model."""
+def contract_source(kind: str, name: str, said: Mapping[str, Any], target: Path | None) -> str:
+    """What an author would write to inherit the contract.
+
+    said    the contract's attributes, such as options and waived
+    target  where a backbone finds a model
+    """
     lines = [
         "from pathlib import Path",
         f"from specdec_core.testing import {CONTRACTS[kind]}",
         f"class Test{kind.capitalize()}({CONTRACTS[kind]}):",
         f"    name = {name!r}",
-        f"    options = {dict(options)!r}",
+        *(f"    {attribute} = {value!r}" for attribute, value in said.items()),
     ]
     if target is not None:
         lines += [

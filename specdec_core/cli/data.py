@@ -209,7 +209,7 @@ def _target(path: str, name: str, dtype: str) -> tuple[TargetSection, Backbone]:
 
     from specdec_core.config.run import TargetSection
     from specdec_core.registry.registry import Registry
-    from specdec_core.registry.resolve import import_reference, options_model
+    from specdec_core.registry.resolve import load_class, options_model
 
     try:
         section = TargetSection(path=path, dtype=dtype)
@@ -217,8 +217,7 @@ def _target(path: str, name: str, dtype: str) -> tuple[TargetSection, Backbone]:
         raise UserError(f"--dtype is {dtype}; it may be float32, bfloat16 or float16") from error
     record = Registry.discover().find("backbone", name)
     assert record.spec is not None
-    implementation = import_reference(record.spec.implementation, f"backbone {name} of {record.source}")
-    return section, implementation(options_model(record)())
+    return section, load_class(record.spec, record.source)(options_model(record)())
 
 
 def _media_reader(backbone: Backbone, section: TargetSection, images: str) -> MediaReader | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specdec_core.cli.common import OverridesArgument
 from specdec_core.cli.evaluate import RunArgument
 from specdec_core.errors import UserError
 
@@ -25,7 +26,8 @@ ACCEPTED = "green"
 def generate(
     run: RunArgument,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", show_default=False, help="Read from stdin if it is not given.")
+        str | None,
+        typer.Argument(metavar="PROMPT", show_default=False, help="Read from stdin if it is not given, or is `-`."),
     ] = None,
     image: Annotated[
         list[str] | None,
@@ -36,6 +38,7 @@ def generate(
             help="A path, a URL or a data URI, shown before the prompt; may be repeated.",
         ),
     ] = None,
+    overrides: OverridesArgument = None,
     k: Annotated[
         int | None,
         typer.Option(
@@ -47,14 +50,14 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Seed of sampling.", show_default=False)] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="The target alone, for comparison.")] = False,
 ) -> None:
-    """Answer a prompt, about images if some are given, printing the text as it comes.
+    """Answer a prompt, with images if given, printing it as it comes.
 
     On a terminal the accepted draft tokens are green. What is not given is taken from the run's [eval] section.
 
     Example: specdec generate runs/demo "Why is the sky blue?"
     With an image: specdec generate runs/vision --image cat.jpg "What is this?"
     """
-    text = sys.stdin.read() if prompt is None else prompt
+    text = sys.stdin.read() if prompt in (None, "-") else str(prompt)
     if not text.strip():
         raise UserError("the prompt is empty: give one as an argument or on stdin")
 
@@ -65,11 +68,12 @@ def generate(
     from specdec_core.checkpoint.open import open_for_decoding
     from specdec_core.decode.loop import decode
     from specdec_core.decode.text import TextStream
+    from specdec_core.evaluate.report import short_of
     from specdec_core.evaluate.tally import Tally
     from specdec_core.registry.registry import Registry
 
     content = [*({"type": "image", "image": path} for path in image or ()), {"type": "text", "text": text}]
-    opened = open_for_decoding(run, Registry.discover())
+    opened = open_for_decoding(run, Registry.discover(), overrides=overrides or ())
     target, defaults = opened.target, opened.config.eval
     sampling = Sampling(
         temperature=defaults.temperature if temperature is None else temperature,
@@ -88,7 +92,8 @@ def generate(
     with closing(emissions):
         shown = print_stream(emissions, TextStream(target.tokenizer), Console(highlight=False))
     tally = Tally.of(shown)
-    drafting = "target alone" if no_draft else f"{tally.drafting}, k = {k or defaults.num_draft_tokens}"
+    asked = k or defaults.num_draft_tokens
+    drafting = "target alone" if no_draft else f"{tally.drafting}, k = {asked}{short_of(asked, tally)}"
     typer.echo(f"{summary(tally)} ({drafting}, T = {sampling.temperature:g})", err=True)
 
 

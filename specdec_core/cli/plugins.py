@@ -15,6 +15,8 @@ from specdec_core.registry.specs import KINDS
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+    from specdec_core.scaffold.names import Names
+
 app = typer.Typer(no_args_is_help=True, help="See what is installed and what fails; write and test plugins.")
 
 KindOption = Annotated[
@@ -119,13 +121,29 @@ def new(
         raise UserError(f'--kind is "{kind}"; a package can be made for {", ".join(KINDS[:-1])} or {KINDS[-1]}')
     if model_type and kind != "backbone":
         raise UserError(f"--model-type says what a backbone serves; it means nothing for an {kind}")
-    known = [record for record in _records(None) if record.name == names.name and record.kind == kind]
-    if known:
-        raise UserError(f'there is already a plugin {kind} "{names.name}", of {known[0].source}; choose another name')
+    _refuse_taken(names, kind)
     directory = out or Path(names.distribution)
     served = _model_type(model_type or names.name.replace("-", "_")) if kind == "backbone" else ""
     count = len(make_package(names, kind, directory, served))
     typer.echo(f'{directory}: a package of {count} files for {kind} "{names.name}". Next: pip install -e {directory}')
+
+
+def _refuse_taken(names: Names, kind: str) -> None:
+    """Raises UserError if there is such a plugin, or a distribution that the new one's would replace."""
+    from importlib.metadata import distributions
+
+    from specdec_core.registry.registry import Registry
+
+    registry = Registry.discover()
+    known = [record for record in registry.records if record.name == names.name and record.kind == kind]
+    if known:
+        raise UserError(f'there is already a plugin {kind} "{names.name}", of {known[0].source}; choose another name')
+    installed = list(distributions(name=names.distribution))
+    if installed or names.distribution in registry.catalogue.plugins:
+        raise UserError(
+            f"there is already a package {names.distribution}, which one of that name would replace when it is "
+            "installed; choose another name"
+        )
 
 
 def _model_type(name: str) -> str:

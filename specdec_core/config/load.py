@@ -73,15 +73,6 @@ def validate_config(raw: dict[str, Any]) -> tuple[RunConfig | None, list[Problem
         return None, validation_problems(error, RunConfig, raw)
 
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """A validated config whose plugin sections hold unvalidated options. Raises UserErrors."""
-    raw, messages = read_config(path, overrides)
-    config, problems = validate_config(raw)
-    if config is None or messages:
-        raise problem_report(path, problems, messages)
-    return config
-
-
 def problem_report(path: Path, problems: Iterable[Problem], messages: Iterable[str] = ()) -> UserErrors:
     """`messages`, then the problems with the file that they are in, as one error."""
     return UserErrors([*messages, *(f"{path}: {problem}" for problem in problems)])

@@ -36,6 +36,11 @@ def parse_value(text: str) -> Any:
     return value
 
 
+def overridden_keys(overrides: Iterable[str]) -> set[str]:
+    """The dotted keys of overrides that can be read."""
+    return {text.partition("=")[0].replace(" ", "") for text in overrides}
+
+
 def apply_overrides(config: dict[str, Any], overrides: Iterable[str]) -> list[str]:
     """Set each override in `config`, in order. Returns a sentence for each that could not be set."""
     problems = []

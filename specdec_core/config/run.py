@@ -44,11 +44,17 @@ class PluginSection(BaseModel):
 class TargetSection(Section):
     """The model whose output is to be reproduced."""
 
-    path: str = Field(min_length=1, description="A local directory, a .gguf file, or a Hub id such as org/name.")
+    path: str = Field(
+        min_length=1,
+        description="A local directory, a .gguf file, a Hub id such as org/name, or package:NAME/FILE in an installed "
+        "package.",
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of a Hub id.")
     dtype: Dtype = Field("float32", description="Floating-point type the target is loaded in.")
     attention: str = Field("sdpa", description="Attention implementation of the target's model.")
-    trust_remote_code: bool = Field(False, description="Run Python code that the target's repository ships.")
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that the target's repository ships. Read it first."
+    )
 
 
 class DraftSection(Section):
@@ -61,7 +67,9 @@ class DraftSection(Section):
         "sample of the training data in closed form, if the algorithm can; or random.",
     )
     fit_tokens: Annotated[int, Field(ge=1)] = Field(131072, description='Tokens that init = "fitted" reads.')
-    init_from: Path | None = Field(None, description="A checkpoint or exported draft whose weights to start from.")
+    init_from: Path | None = Field(
+        None, description="A run, a checkpoint or an exported draft to take weights from, in place of init."
+    )
     vocab_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Size of the draft vocabulary. None keeps the target's whole vocabulary."
     )
@@ -70,9 +78,13 @@ class DraftSection(Section):
 class DataSection(Section):
     """Conversations to train on."""
 
-    train: tuple[Path, ...] = Field((), description="JSONL files (also .jsonl.gz) of conversations.")
+    train: tuple[Path, ...] = Field(
+        (), description="JSONL files (also .jsonl.gz) of conversations. Training needs one."
+    )
     validation: tuple[Path, ...] = Field((), description="JSONL files for a held-out loss. May be empty.")
-    max_length: Annotated[int, Field(ge=8)] = Field(2048, description="Tokens per packed row.")
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        2048, description="Tokens per packed row; longer conversations are cut."
+    )
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Train on only the first conversations that fit into this many tokens. None: on all."
     )
@@ -106,7 +118,7 @@ class TrainSection(Section):
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Final learning rate / peak.")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="Decay after warm-up.")
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.03, description="Share of steps that warm up.")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay of matrices.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="AdamW weight decay, of matrices only.")
     betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="AdamW betas.")
     eps: Annotated[float, Field(gt=0)] = Field(1e-8, description="AdamW epsilon.")
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
@@ -130,11 +142,15 @@ class TrainSection(Section):
 class EvalSection(Section):
     """How drafts are measured."""
 
-    prompts: tuple[PluginSection, ...] = Field((), description="Prompt packs; each names its plugin.")
+    prompts: tuple[PluginSection, ...] = Field(
+        (), description="Prompt packs: tables [[eval.prompts]], each with the name of its plugin."
+    )
     baselines: tuple[PluginSection, ...] = Field(
         (), description="Algorithms without training that are measured beside the draft; each names its plugin."
     )
-    max_prompts: Annotated[int, Field(ge=1)] | None = Field(None, description="Prompts taken of each pack.")
+    max_prompts: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Prompts taken of each pack, spread evenly over it."
+    )
     num_draft_tokens: Annotated[int, Field(ge=1)] = Field(
         4, description="Tokens drafted per target forward (k); of a tree its depth, whatever its number of nodes."
     )

@@ -40,12 +40,12 @@ class VocabMap:
     @property
     def d2t(self) -> Tensor:
         """[D] int64 offsets: target id of draft id i is i + d2t[i]."""
-        return self.ids - torch.arange(self.ids.numel())
+        return self.ids - torch.arange(self.ids.numel(), device=self.ids.device)
 
     @property
     def t2d(self) -> Tensor:
         """[V] bool: whether a target id is in the draft vocabulary."""
-        mask = torch.zeros(self.size, dtype=torch.bool)
+        mask = torch.zeros(self.size, dtype=torch.bool, device=self.ids.device)
         mask[self.ids] = True
         return mask
 

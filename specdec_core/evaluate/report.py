@@ -16,6 +16,7 @@ from specdec_core.evaluate.compare import TIE
 from specdec_core.evaluate.evaluator import ALONE, Evaluation, Method
 from specdec_core.evaluate.overlap import Overlap
 from specdec_core.evaluate.run import DRAFT, Measured
+from specdec_core.evaluate.tally import Tally
 
 
 def render(measured: Measured) -> RenderableType:
@@ -35,6 +36,12 @@ def headline(evaluation: Evaluation) -> str:
     return f"With the draft: {speedup:.2f}× the target's own speed" + ("" if speedup >= 1 else " (SLOWER)")
 
 
+def short_of(k: int, tally: Tally) -> str:
+    """` (3 proposed at most)` where a drafter never came to k."""
+    reached = len(tally.proposed)
+    return f" ({reached} proposed at most)" if reached < k else ""
+
+
 def figures_lines(evaluation: Evaluation) -> list[str]:
     """Speed and acceptance length of the draft and of the baselines, each at its fastest k."""
     best = evaluation.best(DRAFT)
@@ -44,7 +51,7 @@ def figures_lines(evaluation: Evaluation) -> list[str]:
     drafted = "levels of draft tokens" if draft.is_tree else "draft tokens"
     lines = [
         f"Speed: {alone.tokens_per_second:.1f} → {draft.tokens_per_second:.1f} tokens/s with k = "
-        f"{best.num_draft_tokens} {drafted}{among}.",
+        f"{best.num_draft_tokens} {drafted}{short_of(best.num_draft_tokens, draft)}{among}.",
         f"τ = {draft.tau:.2f} tokens per forward of the target.",
     ]
     for name in dict.fromkeys(method.name for method in evaluation.methods):

@@ -39,8 +39,9 @@ class Rotary(nn.Module):
         super().__init__()
         rope = {"rope_theta": config.get("rope_theta", 10000.0), "rope_type": "default", **config["rope_parameters"]}
         dim = config["head_dim"]
-        axes = _axes(rope, dim)
-        inv_freq, self.scaling = _frequencies({k: v for k, v in rope.items() if k not in AXES_KEYS}, config)
+        with torch.device("cpu"):  # their values are needed at once, also where a draft is built without memory
+            axes = _axes(rope, dim)
+            inv_freq, self.scaling = _frequencies({k: v for k, v in rope.items() if k not in AXES_KEYS}, config)
         self.num_axes = 1 if axes is None else len(rope["mrope_section"])
         self.register_buffer("inv_freq", inv_freq.float(), persistent=False)
         self.register_buffer("axes", axes, persistent=False)
@@ -112,5 +113,5 @@ def _frequencies(rope: dict[str, Any], config: Mapping[str, Any]) -> tuple[Tenso
         raise UserError(f'the draft\'s rope_type is "{kind}"; allowed: {allowed}')
     named = ("hidden_size", "num_attention_heads", "max_position_embeddings")
     scaled = PretrainedConfig(head_dim=dim, rope_parameters=rope, **{key: config[key] for key in named})
-    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](scaled, torch.device("cpu"))
+    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](scaled)
     return inv_freq, scaling

@@ -98,7 +98,9 @@ def _load(manager: pluggy.PluginManager, entry_point: EntryPoint, blank: Record)
             specs = _specs(plugin, blank)
         if all(spec.api_version == API_VERSION for spec in specs):
             manager.register(plugin, name=f"{blank.distribution}:{blank.name}")
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and what asyncio and pytest end their own work with
         return [replace(blank, state=State.FAILED, reason=_one_line(error), traceback=traceback.format_exc())]
     note = "" if had_torch or "torch" not in sys.modules else "its entry point imports torch, which makes commands slow"
     if not specs:

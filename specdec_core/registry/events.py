@@ -38,7 +38,9 @@ class Events:
                 alone = self._manager.subset_hook_caller(hook, [other for other in plugins if other is not plugin])
                 try:
                     alone(**arguments)
-                except (Exception, SystemExit) as error:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
                     if isinstance(error, UserError) and hook == "specdec_run_started":
                         raise
                     self._drop(plugin, hook, error)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from specdec_core.registry.lock import Lock
 from specdec_core.registry.record import Record, State
 
 
@@ -32,6 +33,16 @@ def clash(kind: str, name: str, providers: Sequence[Record]) -> str:
     sources = " and ".join(record.source for record in providers)
     line = f'{kind}.{name} = "{providers[0].distribution}"'
     return f'{kind} "{name}" is provided by {sources}. Choose one: put `{line}` under [prefer] in registry.toml.'
+
+
+def made_with(lock: Lock | None, kind: str, name: str, records: Iterable[Record]) -> str:
+    """What to install for a name that a run's lock knows, or nothing if its distribution is there."""
+    installed = {record.distribution for record in records if record.version is not None}
+    for plugin in lock.plugins if lock else ():
+        if (plugin.kind, plugin.name) == (kind, name) and plugin.distribution not in installed:
+            wanted = requirement(plugin.distribution, f"=={plugin.version}")
+            return f" This run was made with {plugin.distribution} {plugin.version}: pip install {wanted}."
+    return ""
 
 
 def failures(failed: Sequence[Record]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from pydantic import ValidationError
 import specdec_core
 from specdec_core.config.run import PLUGIN_LISTS, Section
 from specdec_core.errors import UserError
+
+FILE_NAME = "plugins.lock.json"
 
 
 class LockedPlugin(Section):
@@ -34,6 +35,10 @@ class Lock(Section):
     python: str
     plugins: tuple[LockedPlugin, ...]
 
+    def to_json(self) -> str:
+        """The lock as a file holds it, to be read by `read_lock`."""
+        return self.model_dump_json(indent=2) + "\n"
+
 
 def make_lock(plugins: Sequence[LockedPlugin]) -> Lock:
     """The lock of `plugins` under this Python and this core; a plugin named twice in a section stands once."""
@@ -42,15 +47,8 @@ def make_lock(plugins: Sequence[LockedPlugin]) -> Lock:
     )
 
 
-def write_lock(lock: Lock, path: Path) -> None:
-    """Write `lock` as JSON, aside and then renamed."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(lock.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
 def read_lock(path: Path) -> Lock:
-    """The inverse of `write_lock`. Raises UserError if the file is missing or is no lock."""
+    """The lock that a file holds. Raises UserError if the file is missing or is no lock."""
     try:
         return Lock.model_validate_json(path.read_bytes())
     except OSError as error:

@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from specdec_core.config.load import problem_report, read_config, validate_config
+from specdec_core.config.overrides import overridden_keys
+from specdec_core.config.presets import preset_problems
 from specdec_core.config.problems import Problem, shown, validation_problems
 from specdec_core.config.run import PLUGIN_LISTS, PLUGIN_SECTIONS, PluginSection, RunConfig
 from specdec_core.errors import UserError, UserErrors
-from specdec_core.registry.lock import Lock, LockedPlugin, make_lock
+from specdec_core.registry.explain import made_with
+from specdec_core.registry.lock import FILE_NAME, Lock, LockedPlugin, make_lock, read_lock
 from specdec_core.registry.record import Record
 from specdec_core.registry.registry import Registry
 from specdec_core.registry.specs import PluginSpec
@@ -42,11 +45,11 @@ class ResolvedPlugin:
     options: BaseModel
 
     def implementation(self) -> Any:
-        """The plugin's class. Raises UserError, with the reason, if it cannot be imported."""
-        return import_reference(self.spec.implementation, f"{self.spec.kind} {self.spec.name} of {self.source}")
+        """The plugin's class; see `load_class`."""
+        return load_class(self.spec, self.source)
 
     def load(self) -> Any:
-        """An instance of the plugin's class, made with its options. Raises UserError if it cannot be imported."""
+        """An instance of the plugin's class, made with its options; see `load_class`."""
         return self.implementation()(self.options)
 
     @property
@@ -119,18 +122,28 @@ class ResolvedRun:
 
 
 def resolve_file(path: Path, overrides: list[str], registry: Registry) -> ResolvedRun:
-    """Read, validate and resolve a config file. Raises UserErrors: the core's and the plugins' in one report."""
+    """Read, validate and resolve a config file. Raises UserErrors: the core's and the plugins' in one report.
+
+    If the config's run has begun, its lock says what to install for a plugin that is missing.
+    """
     raw, messages = read_config(path, overrides)
     config, problems = validate_config(raw)
-    plugins, more = _resolve_sections(raw, registry)
+    lock = _lock_in(config.train.output_dir) if config else None
+    plugins, more = _resolve_sections(raw, registry, lock, overridden_keys(overrides))
     if config is None or messages or more:
         raise problem_report(path, [*problems, *more], messages)
     return _assemble(config, plugins)
 
 
-def resolve(config: RunConfig, registry: Registry) -> ResolvedRun:
-    """Resolve a config that is in memory. Raises UserErrors with one sentence for each problem."""
-    plugins, problems = _resolve_sections(config.model_dump(), registry)
+def resolve(
+    config: RunConfig, registry: Registry, lock: Lock | None = None, overrides: Sequence[str] = ()
+) -> ResolvedRun:
+    """Resolve a config that is in memory. Raises UserErrors with one sentence for each problem.
+
+    lock       that of the config's run: it says what to install for a plugin that is missing
+    overrides  what was set in the config on the command line
+    """
+    plugins, problems = _resolve_sections(config.model_dump(), registry, lock, overridden_keys(overrides))
     if problems:
         raise UserErrors([str(problem) for problem in problems])
     return _assemble(config, plugins)
@@ -149,7 +162,16 @@ def _assemble(config: RunConfig, plugins: Mapping[str, ResolvedPlugin]) -> Resol
     )
 
 
-def _resolve_sections(raw: Mapping[str, Any], registry: Registry) -> tuple[dict[str, ResolvedPlugin], list[Problem]]:
+def _lock_in(directory: Path) -> Lock | None:
+    path = directory / FILE_NAME
+    with contextlib.suppress(UserError):
+        return read_lock(path) if path.is_file() else None
+    return None
+
+
+def _resolve_sections(
+    raw: Mapping[str, Any], registry: Registry, lock: Lock | None, overridden: Collection[str]
+) -> tuple[dict[str, ResolvedPlugin], list[Problem]]:
     """Every plugin section of `raw` that is well-formed, by dotted path, and what is wrong with the others' content."""
     plugins, problems = {}, []
     for path, section, kind, chosen in _plugin_sections(raw):
@@ -157,13 +179,15 @@ def _resolve_sections(raw: Mapping[str, Any], registry: Registry) -> tuple[dict[
             record = registry.find(kind, chosen.name)
             model = options_model(record)
         except UserError as error:
-            problems.append(Problem(f"{path}.name", str(error)))
+            mend = made_with(lock, kind, chosen.name, registry.records)
+            problems.append(Problem(f"{path}.name", f"{error}{mend}"))
             continue
         try:
             options = validate_options(model, chosen.options)
         except ValidationError as error:
             problems += _options_problems(error, model, chosen, path, record)
             continue
+        problems += preset_problems(path, model, chosen.options, overridden)
         assert record.spec is not None
         assert record.version is not None
         plugins[path] = ResolvedPlugin(
@@ -221,6 +245,16 @@ def validate_options(model: type[BaseModel], options: Mapping[str, Any]) -> Base
     return model.model_validate(options, extra=model.model_config.get("extra", "forbid"))
 
 
+def load_class(spec: PluginSpec, source: str) -> Any:
+    """A plugin's class. Raises UserError, with the reason, if it cannot be imported or leaves methods abstract."""
+    found = import_reference(spec.implementation, f"{spec.kind} {spec.name} of {source}")
+    missing = sorted(getattr(found, "__abstractmethods__", ()))
+    if missing:
+        lacks = f"{spec.implementation} of {source} does not implement {', '.join(missing)}"
+        raise UserError(f"{lacks}; this is a fault of that plugin.")
+    return found
+
+
 def import_reference(reference: str, what: str) -> Any:
     """What `package.module:Attribute` names. Raises UserError saying that `what` cannot be loaded, and why."""
     module_name, _, attribute = reference.partition(":")
@@ -229,7 +263,9 @@ def import_reference(reference: str, what: str) -> Any:
             found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f'{what} cannot be loaded: {reason}. `python -c "import {module_name}"` shows the traceback.'

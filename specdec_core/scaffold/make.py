@@ -28,7 +28,8 @@ _SUFFIX = ".jinja"
 def make_package(names: Names, kind: str, out: Path, model_type: str = "") -> list[Path]:
     """Write a package for a plugin of `kind` to `out`, whole or not at all. Returns its files, relative to `out`.
 
-    `model_type` is the transformers model type that a backbone serves. Raises UserError if `out` is there already.
+    `model_type` is the transformers model type that a backbone serves. Raises UserError if `out` is there already or
+    cannot be written.
     """
     if out.exists():
         raise UserError(f"{out} is there already and was left as it is; choose another place with --out")
@@ -45,15 +46,20 @@ def make_package(names: Names, kind: str, out: Path, model_type: str = "") -> li
         "core_versions": core_versions(),
         "model_type": model_type,
     }
-    written = []
-    with atomic_directory(out) as directory:
-        for path, text in _templates(kind):
-            place = Path(path.replace("MODULE", names.module).replace("NAME", names.name.replace("-", "_")))
-            (directory / place).parent.mkdir(parents=True, exist_ok=True)
-            made = environment.from_string(text).render(known) if path.endswith(_SUFFIX) else text
-            written.append(place.with_suffix("") if path.endswith(_SUFFIX) else place)
-            (directory / written[-1]).write_text(made, encoding="utf-8")
-    return sorted(written)
+    made = {}
+    for path, text in _templates(kind):
+        place = Path(path.replace("MODULE", names.module).replace("NAME", names.name.replace("-", "_")))
+        if path.endswith(_SUFFIX):
+            place, text = place.with_suffix(""), environment.from_string(text).render(known)
+        made[place] = text
+    try:
+        with atomic_directory(out) as directory:
+            for place, text in made.items():
+                (directory / place).parent.mkdir(parents=True, exist_ok=True)
+                (directory / place).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}; choose another place with --out") from error
+    return sorted(made)
 
 
 def core_versions() -> str:

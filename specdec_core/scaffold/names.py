@@ -10,8 +10,13 @@ from specdec_core.errors import UserError
 PREFIX = "specdec-"
 LONGEST = 40
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-# With these, a class of the package would have the name of the class that it is derived from.
-_TAKEN = ("exported", "h-f", "trained")
+_SAME_CLASS = "a class of its package would have the name of the class that it is derived from"
+_TAKEN = {
+    "core": "specdec-core is specdec itself",
+    "exported": _SAME_CLASS,
+    "h-f": _SAME_CLASS,
+    "trained": _SAME_CLASS,
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Names:
                 f"hyphens, {LONGEST} characters at most, such as my-algo"
             )
         if name in _TAKEN:
-            raise UserError(f'"{text}" cannot be the name of a new plugin: its classes are named so; choose another')
+            raise UserError(f'"{text}" cannot be the name of a new plugin: {_TAKEN[name]}; choose another')
         return cls(name)
 
     @property

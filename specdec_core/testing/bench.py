@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,15 @@ IMAGE = slice(1, 4)
 PLACES = ((1, 2, 1), (1, 4, 5), (1, 2, 7))
 """The image's slots in a text, and their positions on three axes."""
 LEARNING_RATE = 1e-2
+TARGET = "the target's states"
+"""Under this name the gradients of a step hold the one that reaches the target, where it learns."""
 LESSONS = 25
 """Steps after which a draft has learned to say one token, and something of a few short texts."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one training step gave. gradients: of every parameter that has one."""
+    """What one training step gave. gradients: of every parameter that has one, and `TARGET`'s if the target learns."""
 
     loss: Tensor
     gradients: Mapping[str, Tensor]
@@ -71,6 +74,14 @@ class Step:
         for name, metric in expected.metrics.items():
             assert_close(self.metrics[name].count, metric.count, f"the count of metric {name}")
             assert_close(self.metrics[name].sum, metric.sum, f"the sum of metric {name}")
+
+
+class Lesson(StepModule):
+    """A step whose every group learns at `LEARNING_RATE`, whatever rates the options set: a lesson is short."""
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """The algorithm's groups."""
+        return [{**group, "lr": LEARNING_RATE} for group in super().parameter_groups(weight_decay)]
 
 
 class Bench(ABC):
@@ -184,12 +195,12 @@ class TrainedBench(Bench):
         return partial(self.drafter, draft)
 
     def engine(self, draft: Draft) -> TorchEngine:
-        """The engine `torch`, ready to train a draft on the CPU."""
+        """The engine `torch`, ready to train a draft, and a target that learns, on the CPU."""
         engine = TorchEngine(TorchEngineConfig(device="cpu"))
         engine.start()
         train = TrainSection(lr=LEARNING_RATE, schedule="constant", warmup_ratio=0.0)
         weights = weights_of(self.target) if self.algorithm.trains_target else None
-        engine.prepare(StepModule(self.algorithm, draft, self.target, weights), train, 1)
+        engine.prepare(Lesson(self.algorithm, draft, self.target, weights), train, 1)
         return engine
 
     def window(self, documents: Sequence[Document]) -> list[tuple[Batch, Features]]:
@@ -224,15 +235,24 @@ class TrainedBench(Bench):
             return self.algorithm.denominator(draft, batch, Features() if self.algorithm.trains_target else features)
 
     def step(self, draft: Draft, batch: Batch, features: Features, denominator: Tensor | None = None) -> Step:
-        """A step and its backward. None divides by the batch's own denominators."""
+        """A step and its backward. None divides by the batch's own denominators.
+
+        The tiny target is frozen here. For an algorithm that trains its target, all features pass through one linear
+        map, the identity. Its gradient is, like that of a target's layer, a sum over slots, however they are packed.
+        """
         if denominator is None:
             denominator = self.denominator(draft, batch, features)
         divisor = torch.where(denominator > 0, denominator, torch.ones_like(denominator))
         draft.zero_grad(set_to_none=True)
+        layer = torch.eye(self.facts.hidden_size, requires_grad=True)
+        if self.algorithm.trains_target:
+            features = features.map(lambda x: x @ layer.to(x.dtype) if x.is_floating_point() else x)
         output = self.algorithm.training_step(draft, batch, features, self.target, divisor)
         if output.loss.requires_grad:
             output.loss.backward()  # type: ignore[no-untyped-call]
         gradients = {name: p.grad.clone() for name, p in draft.named_parameters() if p.grad is not None}
+        if layer.grad is not None:
+            gradients[TARGET] = layer.grad
         draft.zero_grad(set_to_none=True)
         metrics = {name: Metric(m.sum.detach(), m.count.detach()) for name, m in output.metrics.items()}
         return Step(output.loss.detach(), gradients, metrics, denominator)

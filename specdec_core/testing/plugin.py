@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from specdec_core.registry.record import Record
 from specdec_core.registry.registry import Registry
-from specdec_core.registry.resolve import import_reference, options_model, validate_options
+from specdec_core.registry.resolve import load_class, options_model, validate_options
 from specdec_core.testing.promises import promise
 
 HEAVY = ("torch", "transformers", "datasets")
@@ -44,7 +44,7 @@ class PluginContract:
         """The plugin's class made with its validated options, some of them changed."""
         record = cls.record()
         assert record.spec is not None
-        implementation = import_reference(record.spec.implementation, f"{cls.kind} {cls.name}")
+        implementation = load_class(record.spec, record.source)
         return implementation(validate_options(options_model(record), {**cls.options, **changed}))
 
     @promise("light-imports")

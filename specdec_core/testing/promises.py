@@ -20,7 +20,7 @@ PROMISES = {
     # Of an algorithm that trains.
     "planned-captures": "The step and the drafter read what the capture plan names and nothing else.",
     "target-untouched": "The target is reached through its methods only, and nothing of it is changed or trained.",
-    "target-learns": "Where the target learns with the draft, a gradient reaches each of its weights.",
+    "target-learns": "A target that learns gets a gradient at each of its weights, and comes to say what it learns.",
     "rebuilt-from-config": "The draft's config is JSON, and it is all that is needed to build the draft again.",
     "seeded": "The same seed gives the same draft and the same step, whatever the algorithm did before.",
     "loss-falls": "On one batch, repeated, the loss falls.",
@@ -33,7 +33,7 @@ PROMISES = {
     "documents": "Documents packed into a row are worth the same as each in a row of its own.",
     "micro-batches": "Any split of a batch into micro-batches gives the same loss and the same gradients.",
     "denominators": "The loss is a sum divided by the denominators that it is given.",
-    "metrics": "A metric is a sum and a count, and both add up over micro-batches.",
+    "metrics": "A metric is a sum and a count that add up over micro-batches; an accuracy is against the target.",
     "mixed-types": "Draft and target may be of different floating-point types.",
     "checkpoints": "After a checkpoint is saved and loaded, training goes on as if it had not stopped.",
     "same-step": "A faster way to compute the step computes the same step.",

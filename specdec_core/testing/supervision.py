@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from specdec_core.testing.batches import Document, pack, random_ids
@@ -11,6 +13,8 @@ from specdec_core.testing.promises import promise
 from specdec_core.testing.step import OnTheBench, with_and_without_images
 from specdec_core.testing.target import states_saying
 
+TURN = 12
+"""Tokens of each question and each answer where there are two of both."""
 BEFORE, LEARNED, AFTER = 6, 18, 8
 END = BEFORE + LEARNED
 """The first token that is not learned any more."""
@@ -53,6 +57,27 @@ class SupervisionContract(OnTheBench):
         step = bench.rows(bench.draft(), [[bench.document(random_ids(12, 99, 3), [False] * 12)]])
         assert not bool(step.denominator.any()), f"the denominators are {step.denominator.tolist()}, expected zeros"
         _assert_nothing(step)
+
+    @promise("masked-tokens")
+    def test_questions_count_for_nothing(self) -> None:
+        """Of two questions with their answers. What counts tokens, so that a second answer to be learned makes it grow,
+        must grow further when one of the questions is to be learned too, and not have counted it before."""
+        bench = self.trained()
+        draft = bench.draft()
+
+        def counted(*turns: bool) -> dict[str, float]:
+            step = bench.rows(draft, [[_turns(bench, turns, seed)] for seed in range(3)])
+            counts = {f"denominator {index}": float(x) for index, x in enumerate(step.denominator)}
+            return counts | {f"the count of {name}": float(m.count) for name, m in step.metrics.items() if "/" in name}
+
+        one, both = counted(False, True, False, False), counted(False, True, False, True)
+        tokens = [name for name, count in both.items() if count > one[name]]
+        assert tokens, "one answer more to be learned makes no denominator grow, and no count of a metric"
+        for where, more in (("first", counted(True, True, False, True)), ("second", counted(False, True, True, True))):
+            for name in tokens:
+                assert more[name] > both[name], (
+                    f"{name} is {both[name]:g}, and {more[name]:g} when the {where} question is to be learned too"
+                )
 
     @promise("learned-tokens")
     def test_the_last_learned_token_is_learned(self) -> None:
@@ -110,6 +135,12 @@ def _answer(bench: TrainedBench) -> Document:
     ids = bench.sayable[torch.randint(0, bench.sayable.numel(), (count,), generator=generator)]
     learned = [False] * BEFORE + [True] * LEARNED + [False] * AFTER
     return bench.document(ids.tolist(), learned)
+
+
+def _turns(bench: TrainedBench, learned: Sequence[bool], seed: int) -> Document:
+    """Turns of random tokens, each learned or not, and a question at the end."""
+    ids = random_ids(TURN * (len(learned) + 1), bench.facts.vocab_size, seed)
+    return bench.document(ids, [turn for turn in (*learned, False) for _ in range(TURN)])
 
 
 def _assert_nothing(step: Step) -> None:

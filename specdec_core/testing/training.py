@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from specdec_core.algorithm.draft import Draft
-from specdec_core.capture.features import Features
+from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.config.run import Dtype
 from specdec_core.engine.masters import cast_parameters
 from specdec_core.errors import UserError
-from specdec_core.testing.batches import pack
+from specdec_core.testing.batches import pack, random_ids
 from specdec_core.testing.bench import Step, TrainedBench
 from specdec_core.testing.compare import assert_all_same, assert_close
 from specdec_core.testing.promises import promise
@@ -73,9 +73,7 @@ class TrainingContract(OnTheBench):
     @promise("target-learns")
     def test_gradients_reach_a_target_that_learns(self) -> None:
         """Features are captured in the step, with gradients; the denominators are asked for without features."""
-        bench = self.trained()
-        if not bench.algorithm.trains_target:
-            pytest.skip(f"algorithm {self.name} leaves the target frozen")
+        bench = self._learning()
         draft, (batch, features) = bench.draft(), pack([bench.documents()])
         denominator = bench.denominator(draft, batch, features)
         weights = weights_of(bench.target).requires_grad_()
@@ -86,6 +84,25 @@ class TrainingContract(OnTheBench):
             assert weight.grad is not None, f"no gradient reaches {name} of the target"
             assert bool(weight.grad.isfinite().all()), f"the gradient of {name} of the target is not finite"
             assert bool(weight.grad.any()), f"the gradient of {name} of the target is zero everywhere"
+
+    @promise("target-learns")
+    def test_a_target_that_learns_comes_to_say_its_text(self) -> None:
+        """Tokens in no order that could be guessed; at least half of them must become its first choice."""
+        bench = self._learning()
+        document = bench.document(random_ids(NEW_TOKENS, bench.facts.vocab_size, 12))
+        bench.train(bench.random_draft(), [document], STEPS)
+        last_hidden = bench.target.capture(pack([[document]])[0], CapturePlan(last_hidden=True)).last_hidden
+        assert last_hidden is not None
+        said = bench.target.logits(last_hidden[0, :-1]).argmax(-1) == document.ids[1:]
+        share = float(said.float().mean())
+        assert share >= 0.5, f"after {STEPS} steps on a text the target says {share:.2f} of it, expected half at least"
+
+    def _learning(self) -> TrainedBench:
+        """The bench for a test of a target that learns, which is skipped where none does."""
+        bench = self.trained()
+        if not bench.algorithm.trains_target:
+            pytest.skip(f"algorithm {self.name} leaves the target frozen")
+        return bench
 
     @promise("rebuilt-from-config")
     def test_a_draft_is_rebuilt_from_its_config(self) -> None:

@@ -17,12 +17,13 @@ from specdec_core.config.load import read_toml
 from specdec_core.config.show import to_toml
 from specdec_core.errors import UserError, UserErrors
 from specdec_core.export.target import TARGET
+from specdec_core.registry.lock import FILE_NAME as LOCK
 from specdec_core.registry.lock import compare_lock, read_lock
 from specdec_core.registry.resolve import ResolvedRun
 
 log = logging.getLogger(__name__)
 
-CONFIG, LOCK, METRICS, DRAFT = "config.toml", "plugins.lock.json", "metrics.jsonl", "draft"
+CONFIG, METRICS, DRAFT = "config.toml", "metrics.jsonl", "draft"
 
 # What a run that goes on may change: it decides what is shown, kept and measured, not what is learned.
 FREE = (
@@ -76,7 +77,7 @@ def describe(directory: Path, resolved: ResolvedRun) -> None:
 
     The config comes last: it marks the directory as used, and a run that goes on there needs the lock.
     """
-    write_text(directory / LOCK, resolved.lock.model_dump_json(indent=2) + "\n")
+    write_text(directory / LOCK, resolved.lock.to_json())
     write_text(directory / CONFIG, to_toml(resolved.table))
 
 

@@ -77,11 +77,27 @@ def test_each_is_listed_with_its_reason_and_everything_else_works(broken: Any) -
     assert {"alpha", "beta", "torch", "hf"} <= working
     assert not working & BROKEN.keys()
 
-    shown = broken.specdec("plugins", "list").stdout
-    assert "boom" in shown
-    assert "Traceback" not in shown
+    shown = broken.specdec("plugins", "list")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "Traceback" not in shown.stdout
+    for name, (state, reason, _) in BROKEN.items():
+        lines = [line for line in shown.stdout.splitlines() if line.startswith(f"{name} ")]
+        assert len(lines) == (2 if name == "twice" else 1), name
+        assert all(f" {state} " in line and reason in line for line in lines), lines
+
+
+def test_the_traceback_is_there_when_asked_for(broken: Any) -> None:
+    shown = broken.specdec("plugins", "info", "raises").stdout
+    assert "Traceback" in shown
+    assert shown.rstrip().endswith("RuntimeError: boom")
+
+
+def test_what_works_goes_on_working_beside_them(broken: Any) -> None:
     checked = broken.specdec("config", "check", str(broken.config(CONFIG.format("alpha"))))
     assert (checked.returncode, checked.stderr) == (0, "")
+    assert "algorithm alpha (specdec-alpha 1.0)" in checked.stdout
+    for name in ("alpha", "torch"):
+        assert broken.specdec("plugins", "info", name).returncode == 0
 
 
 @pytest.mark.parametrize("name", BROKEN)

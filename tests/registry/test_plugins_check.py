@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from specdec_core.cli.check import contract_source
-from specdec_core.testing import BackboneContract
+from specdec_core.cli.main import app
+from specdec_core.testing import AlgorithmContract, BackboneContract
 
 LOSSY = """
 import os
@@ -53,7 +55,33 @@ def test_a_plugin_that_keeps_its_promises_passes_and_one_that_breaks_some_does_n
     assert "written-whole is broken by exporter lossy." in broken.stdout
     assert "See docs/contracts.md#written-whole" in broken.stdout
     assert " failed" in broken.stdout
+    waived = ["--waive", "written-whole", "--waive", "all-or-nothing", "--waive", "provenance"]
+    kept = lossy.specdec("plugins", "check", "lossy", "drop=true", *waived)
+    assert kept.returncode == 0, kept.stdout + kept.stderr
+    assert " skipped" in kept.stdout
     assert not list(lossy.work.iterdir())
+
+
+def test_an_algorithm_is_checked_with_a_draft_vocabulary_and_without_what_is_waived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = []
+
+    def kept(arguments: list[str]) -> pytest.ExitCode:
+        sources.extend(Path(file).read_text() for file in arguments if file.endswith(".py"))
+        return pytest.ExitCode.OK
+
+    monkeypatch.setattr(pytest, "main", kept)
+    command = ["plugins", "check", "eagle3", "steps=2", "--vocab-size", "90", "--waive", "masked-tokens"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = {}
+    exec(sources[0], found)
+    contract = found["TestAlgorithm"]
+    assert issubclass(contract, AlgorithmContract)
+    assert (contract.name, contract.options, contract.vocab_size) == ("eagle3", {"steps": 2}, 90)
+    assert contract.waived == {"masked-tokens": "by --waive"}
+    assert contract.trained().sayable.numel() == 90
 
 
 @pytest.mark.parametrize(
@@ -64,9 +92,13 @@ def test_a_plugin_that_keeps_its_promises_passes_and_one_that_breaks_some_does_n
         (["lossy", "drop=maybe"], 'exporter.drop: found "maybe"; allowed: true or false.'),
         (["lossy", "dorp=true"], 'exporter.dorp: unknown key (found true). Did you mean "drop"? Allowed keys: drop.'),
         (["lossy", "drop"], "command line: `drop` is not of the form section.key=value"),
+        (["lossy", "--vocab-size", "64"], '--vocab-size is the size of a draft vocabulary; exporter "lossy" has none'),
+        (["lossy", "--waive", "provenence"], '--waive: there is no promise "provenence". Did you mean "provenance"?'),
         (["broken"], "specdec-broken 1.0 failed to load: RuntimeError: boom"),
         (["absent"], 'exporter "absent": not installed: pip install specdec-absent.'),
         (["twice"], 'exporter "twice" is provided by specdec-twice-a 1.0 and specdec-twice-b 1.0. Choose one: put'),
+        (["hollow"], "exporter hollow of specdec-hollow 1.0 cannot be loaded: ModuleNotFoundError: No module named"),
+        (["half"], "half:Half of specdec-half 1.0 does not implement write; this is a fault of that plugin."),
         (["beta"], 'backbone "beta" is tested with a model of its family: name one with --target DIR'),
         (["beta", "--target", "nowhere"], "--target: there is no directory nowhere"),
     ],
@@ -74,6 +106,9 @@ def test_a_plugin_that_keeps_its_promises_passes_and_one_that_breaks_some_does_n
 def test_what_cannot_be_checked_is_refused(lossy: Any, arguments: list[str], sentence: str) -> None:
     lossy.add("specdec-broken", "raise RuntimeError('boom')")
     lossy.provide("specdec-beta", "backbone", "beta")
+    lossy.module("half", "from specdec_core.export.base import Exporter\nclass Half(Exporter): pass")
+    lossy.provide("specdec-half", "exporter", "half", implementation="half:Half")
+    lossy.provide("specdec-hollow", "exporter", "hollow")
     for letter in "ab":
         lossy.provide(f"specdec-twice-{letter}", "exporter", "twice")
     lossy.registry('[plugins.specdec-absent]\nprovides = ["exporter.absent"]\n')
@@ -95,7 +130,7 @@ def test_a_backbone_is_given_the_model(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     found: dict[str, Any] = {}
-    exec(contract_source("backbone", "causal-lm", {"tokenizer": "there"}, tmp_path / "model"), found)
+    exec(contract_source("backbone", "causal-lm", {"options": {"tokenizer": "there"}}, tmp_path / "model"), found)
     contract = found["TestBackbone"]
     assert issubclass(contract, BackboneContract)
     assert (contract.name, contract.options) == ("causal-lm", {"tokenizer": "there"})

@@ -86,11 +86,10 @@ def test_a_name_is_disabled_whatever_its_entry_point_is_called(working: Any) -> 
 
 
 def test_the_lock_of_a_run_is_a_policy(risky: Any) -> None:
-    from specdec_core.registry.lock import write_lock
     from specdec_core.registry.resolve import resolve_file
 
     config = risky.config('algorithm = "risky"\nbackbone = "beta"\n[target]\npath = "x"\n')
-    write_lock(resolve_file(config, [], Registry.discover()).lock, risky.work / "lock.json")
+    (risky.work / "lock.json").write_text(resolve_file(config, [], Registry.discover()).lock.to_json())
 
     registry_file = risky.registry('[policy]\nmode = "locked"\nlock = "lock.json"')
     registry = Registry.discover(registry_file)

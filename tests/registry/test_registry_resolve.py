@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from specdec_core.config.load import load_config
+from specdec_core.config.load import read_config
+from specdec_core.config.run import RunConfig
 from specdec_core.errors import UserError, UserErrors
 from specdec_core.registry.locate import locate
-from specdec_core.registry.lock import Lock, compare_lock, read_lock, write_lock
+from specdec_core.registry.lock import Lock, compare_lock, read_lock
 from specdec_core.registry.registry import Registry
 from specdec_core.registry.resolve import ResolvedRun, resolve, resolve_file
 
@@ -43,7 +44,8 @@ def test_a_name_alone_stands_for_its_table(working: Any) -> None:
 
 def test_resolving_in_memory_equals_resolving_the_file(working: Any) -> None:
     resolved = run(working)
-    assert resolve(load_config(working.work / "run.toml"), Registry.discover()) == resolved
+    raw, _ = read_config(working.work / "run.toml")
+    assert resolve(RunConfig.model_validate(raw), Registry.discover()) == resolved
 
 
 def test_errors_of_core_and_plugins_come_in_one_report(working: Any) -> None:
@@ -93,6 +95,7 @@ def test_unknown_keys_are_refused_even_if_the_plugins_model_does_not_say_so(work
     [
         ("import not_there", "No module named 'not_there'"),
         ("raise SystemExit(1)", "SystemExit: 1"),
+        ("import asyncio\nraise asyncio.CancelledError('later')", "CancelledError: later"),
         ("", "has no attribute 'Class'"),
     ],
 )
@@ -105,6 +108,17 @@ def test_an_implementation_that_cannot_be_imported_says_why(working: Any, source
     assert str(error.value).startswith("algorithm hollow of specdec-hollow 1.0 cannot be loaded: ")
     assert reason in str(error.value)
     assert '`python -c "import hollow"` shows the traceback' in str(error.value)
+
+
+def test_a_class_that_is_half_written_says_what_it_lacks(working: Any) -> None:
+    working.module("half", "from specdec_core.export.base import Exporter\nclass Half(Exporter): pass")
+    working.provide("specdec-half", "exporter", "half", implementation="half:Half")
+    resolved = run(working, '[algorithm]\nname = "alpha"\n[export]\nname = "half"\n')
+    with pytest.raises(UserError) as error:
+        resolved.export.load()
+    assert str(error.value) == (
+        "half:Half of specdec-half 1.0 does not implement write; this is a fault of that plugin."
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,6 +136,37 @@ def test_options_that_cannot_be_checked_are_an_error(working: Any, source: str, 
     assert reason in str(error.value)
 
 
+def test_the_lock_of_a_run_says_what_to_install(working: Any) -> None:
+    lock = run(working).lock
+    config = RunConfig.model_validate({"target": {"path": "x"}, "backbone": "beta", "algorithm": "alpha"})
+    away = [record for record in Registry.discover().records if record.name != "alpha"]
+    registry = Registry.discover()
+    registry.records = tuple(away)
+    mend = ' This run was made with specdec-alpha 1.0: pip install "specdec-alpha==1.0".'
+    with pytest.raises(UserErrors) as error:
+        resolve(config, registry, lock)
+    assert str(error.value).startswith('algorithm.name: there is no algorithm "alpha".')
+    assert str(error.value).endswith(mend)
+
+    path = working.work / "made" / "plugins.lock.json"
+    path.parent.mkdir()
+    begun = working.config(BASE + '[algorithm]\nname = "alpha"\n[train]\noutput_dir = "made"\n')
+    for content, expected in ((lock.to_json(), True), ("{}", False)):
+        path.write_text(content)
+        with pytest.raises(UserErrors) as error:
+            resolve_file(begun, [], registry)
+        assert str(error.value).endswith(mend) is expected
+
+
+def test_the_lock_of_a_run_blames_nobody_who_is_there(working: Any) -> None:
+    lock = run(working).lock
+    working.registry('[policy]\ndisabled = ["specdec-alpha"]\n')
+    config = RunConfig.model_validate({"target": {"path": "x"}, "backbone": "beta", "algorithm": "alpha"})
+    with pytest.raises(UserErrors) as error:
+        resolve(config, Registry.discover(), lock)
+    assert str(error.value).endswith("specdec-alpha 1.0 is disabled: disabled by [policy] in registry.toml.")
+
+
 def test_lists_of_plugins(working: Any) -> None:
     working.provide("specdec-p", "prompts", "some")
     working.provide("specdec-l", "logger", "log")
@@ -137,7 +182,7 @@ def test_lists_of_plugins(working: Any) -> None:
 def test_the_lock_round_trips_and_names_everything(working: Any) -> None:
     lock = run(working).lock
     path = working.work / "lock.json"
-    write_lock(lock, path)
+    path.write_text(lock.to_json())
     assert read_lock(path) == lock
     assert compare_lock(lock, read_lock(path)) == []
     assert json.loads(path.read_text())["plugins"][1] == {

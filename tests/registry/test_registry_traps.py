@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from asyncio import CancelledError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ TRAPS: dict[str, tuple[str, str]] = {
     "any exception": ("raise RuntimeError('boom')", "RuntimeError: boom"),
     "syntax error": ("def", "SyntaxError"),
     "sys.exit": ("import sys\nsys.exit(3)", "it called sys.exit(3) while loading"),
+    "a test that skips itself": ("import pytest\npytest.skip('no', allow_module_level=True)", "Skipped: no"),
+    "a task that is cancelled": ("import asyncio\nraise asyncio.CancelledError", "CancelledError"),
     "misspelt hook": (HOOKIMPL + "@hookimpl\ndef specdec_plugin(): return []", "unknown hook 'specdec_plugin'"),
     "wrong hook argument": (
         HOOKIMPL + "@hookimpl\ndef specdec_step_finished(run, stepp): pass",
@@ -79,6 +82,12 @@ def test_a_bad_plugin_is_data_and_its_name_is_fatal(working: Any, trap: str) -> 
         registry.find("algorithm", "bad")
     assert 'algorithm "bad": specdec-bad 1.0 failed to load' in str(error.value)
     assert reason in str(error.value)
+
+
+def test_an_interrupt_while_a_plugin_loads_is_an_interrupt(working: Any) -> None:
+    working.add("specdec-slow", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        Registry.discover()
 
 
 def test_the_command_line_survives_all_traps_at_once(working: Any) -> None:
@@ -238,7 +247,7 @@ def note(self: Observer, step: int) -> None:
     self.steps.append(step)
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("no network"), SystemExit(1), UserError("quota")])
+@pytest.mark.parametrize("failure", [RuntimeError("no network"), SystemExit(1), CancelledError(), UserError("quota")])
 def test_an_observer_that_raises_is_dropped_with_one_warning(
     site: Any, caplog: pytest.LogCaptureFixture, failure: BaseException
 ) -> None:

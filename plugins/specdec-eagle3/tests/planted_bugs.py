@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planting import bug
+from planting import BETWEEN_THE_LEARNED, UP_TO_THE_LAST_LEARNED, bug
 
 PLAIN, SMALL = "TestDefault", "TestDraftVocabulary"
 CONFIG, SUPERVISION, FAST, POSITIONS, MODEL, DRAFTER, EXPORT, ALGORITHM, INITIAL, DRAFT_CONFIG = (
@@ -12,6 +12,7 @@ CONFIG, SUPERVISION, FAST, POSITIONS, MODEL, DRAFTER, EXPORT, ALGORITHM, INITIAL
         "draft_config",
     )
 )  # fmt: skip
+VOCABULARY = "specdec_core/algorithm/vocabulary.py"
 
 BUGS = [
     # Options.
@@ -25,6 +26,12 @@ BUGS = [
     bug("mask shifted too far", "learned-tokens", PLAIN,
         SUPERVISION, "current & ahead(batch.loss_mask, 2 + k, False)",
         "current & ahead(batch.loss_mask, 3 + k, False)"),
+    bug("questions learned", "masked-tokens", PLAIN,
+        SUPERVISION, "import torch\n", "from dataclasses import replace\n\nimport torch\n",
+        SUPERVISION, "    masks = []\n", UP_TO_THE_LAST_LEARNED),
+    bug("what lies between answers learned", "masked-tokens", PLAIN,
+        SUPERVISION, "import torch\n", "from dataclasses import replace\n\nimport torch\n",
+        SUPERVISION, "    masks = []\n", BETWEEN_THE_LEARNED),
     bug("labels from the next document", "documents", PLAIN,
         SUPERVISION, "& batch.same_document(2 + k)", "& batch.same_document(1 + k)"),
     bug("attention across documents", "documents", PLAIN,
@@ -33,7 +40,7 @@ BUGS = [
         SUPERVISION, 'if options.reduction == "slot"', 'if options.reduction != "slot"'),
     bug("padding counted", "padding", PLAIN,
         SUPERVISION, "return weights.sum((1, 2))",
-        "return weights.sum((1, 2)) + (batch.document_ids == PADDING_DOCUMENT).sum()"),
+        "return weights.sum((1, 2)) + (batch.document_ids < 0).sum()"),
     bug("mean of means", "micro-batches", PLAIN,
         ALGORITHM, "/ denominator.clamp(min=1e-9)",
         "/ self.denominator(draft, batch, features).clamp(min=1e-9)"),
@@ -116,14 +123,14 @@ BUGS = [
         DRAFTER, "verified.features.stacked()",
         "torch.cat([x for _, x in sorted(verified.features.hidden.items(), reverse=True)], -1)"),
     bug("d2t used as an index", "proposals", SMALL,
-        DRAFTER, "self.draft.draft_ids[choice]",
+        DRAFTER, "self.draft.target_ids(choice)",
         "(self.draft.draft_ids - torch.arange(self.draft.draft_ids.numel()))[choice]"),
     bug("draft ids proposed", "training-is-decoding", SMALL,
-        DRAFTER, "else self.draft.draft_ids[choice]", "else choice"),
+        DRAFTER, "token = self.draft.target_ids(choice)", "token = choice"),
     bug("one token too many", "proposals", PLAIN,
         DRAFTER, "for k in range(num_tokens):", "for k in range(num_tokens + 1):"),
     bug("probs over the draft vocabulary", "proposals", SMALL,
-        DRAFTER, "probs.append(self._over_target_vocabulary(distribution))", "probs.append(distribution)"),
+        DRAFTER, "probs.append(self.draft.over_target_vocabulary(distribution))", "probs.append(distribution)"),
     bug("probs that were not drawn from", "sampling", PLAIN,
         DRAFTER, "torch.multinomial(distribution, 1",
         "torch.multinomial((logits * sampling.temperature).softmax(-1), 1"),
@@ -148,12 +155,11 @@ BUGS = [
     bug("tensor renamed in the export", "export", PLAIN,
         EXPORT, "{_outside(name, layers): p.detach()", '{_outside(name, layers).replace("fc.", "fc1."): p.detach()'),
     bug("untrained tensor exported", "export", PLAIN,
-        EXPORT, "    if draft.draft_ids is not None:\n",
-        '    tensors["fc.bias"] = torch.zeros(4)\n    if draft.draft_ids is not None:\n'),
+        EXPORT, "{**tensors, **draft", '{"fc.bias": draft.norm.weight.new_zeros(4), **tensors, **draft'),
     bug("tensor not loaded from an export", "export", PLAIN,
         "specdec_core/algorithm/exported.py", "    for name, parameter in own.items():\n        parameter.copy_",
         '    for name, parameter in own.items():\n        if name != "lm_head.weight":\n            parameter.copy_'),
-    bug("target ids exported as d2t", "export", SMALL, EXPORT, "d2t=vocab.d2t", "d2t=vocab.ids"),
+    bug("target ids exported as d2t", "export", SMALL, VOCABULARY, '"d2t": vocab.d2t', '"d2t": vocab.ids'),
     bug("stop tokens lost from the exported vocabulary", "export", SMALL,
-        EXPORT, "t2d=vocab.t2d", "t2d=vocab.t2d.index_fill(0, torch.tensor([2]), False)"),
+        VOCABULARY, '"t2d": vocab.t2d', '"t2d": vocab.t2d.index_fill(0, vocab.ids.new_tensor([2]), False)'),
 ]  # fmt: skip

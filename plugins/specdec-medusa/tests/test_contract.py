@@ -24,6 +24,11 @@ class TestDraftVocabulary(MedusaContract):
     vocab_size = 90
 
 
+class TestPaper(MedusaContract):
+    options: ClassVar[Options] = {"preset": "medusa-1"}
+    vocab_size = 120
+
+
 class TestTargetLearns(MedusaContract):
     options: ClassVar[Options] = {"preset": "medusa-2"}
 
@@ -31,3 +36,7 @@ class TestTargetLearns(MedusaContract):
 class TestTree(MedusaContract):
     options: ClassVar[Options] = {"tree": 12, "heads": 3}
     vocab_size = 90
+
+
+class TestOwnTree(MedusaContract):
+    options: ClassVar[Options] = {"tree": [[0], [1], [2], [0, 0], [0, 1], [1, 0], [0, 0, 0]], "heads": 3}

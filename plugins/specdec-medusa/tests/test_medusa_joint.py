@@ -14,7 +14,11 @@ from torch import Tensor
 
 from specdec_core.algorithm.base import StepOutput
 from specdec_core.capture.features import Features
+from specdec_core.config.run import TrainSection
 from specdec_core.data.batch import Batch
+from specdec_core.engine.base import StepModule
+from specdec_core.engine.config import TorchEngineConfig
+from specdec_core.engine.torch_engine import TorchEngine
 from specdec_medusa.config import MedusaConfig
 from specdec_medusa.joint import target_slots
 
@@ -113,6 +117,28 @@ def test_the_preset_trains_the_target_after_the_heads() -> None:
     assert not make(MedusaConfig(preset="medusa-1"), None)[0].trains_target
 
 
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({"preset": "medusa-1"}, [1e-3, 1e-3]),
+        ({"preset": "medusa-2"}, [1e-3, 1e-3, 1e-5, 1e-5]),
+        ({"preset": "medusa-1", "lr": 5e-4}, [5e-4, 5e-4]),
+        ({"preset": "medusa-1", "lr": None}, [7e-4, 7e-4]),
+        ({}, [7e-4, 7e-4]),
+    ],
+)
+def test_heads_and_target_learn_at_rates_of_their_own(options: dict[str, Any], rates: list[float]) -> None:
+    """Of matrices and vectors of the heads, then of the target, where train.lr is 7e-4."""
+    algorithm, draft, target = make(MedusaConfig(**options), None)
+    weights = torch.nn.Linear(2, 2) if algorithm.trains_target else None
+    engine = TorchEngine(TorchEngineConfig(device="cpu"))
+    engine.start()
+    engine.prepare(StepModule(algorithm, draft, target, weights), TrainSection(lr=7e-4, weight_decay=0.1), 10)
+    groups = engine.optimizer.param_groups
+    assert [group["peak_lr"] for group in groups] == rates
+    assert [group["weight_decay"] for group in groups[:2]] == [0.1, 0.0]
+
+
 @pytest.mark.parametrize("key", ["target_lr", "heads_weight", "heads_first"])
 def test_an_option_of_a_target_that_learns_is_refused_for_a_frozen_one(key: str) -> None:
     with pytest.raises(ValidationError, match=rf"(?s){key}.*only a target that learns has it; set train_target = true"):
@@ -121,7 +147,7 @@ def test_an_option_of_a_target_that_learns_is_refused_for_a_frozen_one(key: str)
     assert MedusaConfig.model_validate(MedusaConfig().model_dump()) == MedusaConfig()
 
 
-@pytest.mark.parametrize("wrong", [{"target_lr": 0.0}, {"heads_weight": 0.0}, {"heads_first": 1.0}])
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"target_lr": 0.0}, {"heads_weight": 0.0}, {"heads_first": 1.0}])
 def test_values_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         MedusaConfig.model_validate({**wrong, "train_target": True})

@@ -223,7 +223,7 @@ def test_head_weights_decay_from_the_decay_itself() -> None:
 
 
 def test_a_preset_sets_its_options_and_those_given_win() -> None:
-    paper = {"heads": 5, "layers": 1, "decay": 0.8, "loss": "tokens", "mask": "predicted"}
+    paper = {"heads": 5, "layers": 1, "decay": 0.8, "loss": "tokens", "mask": "predicted", "lr": 1e-3}
     assert MedusaConfig(preset="medusa-1").model_dump() == {
         **MedusaConfig().model_dump(),
         **paper,

@@ -22,7 +22,7 @@ def likelihood(path: tuple[int, ...], tops: list[float]) -> float:
 
 @given(st.integers(1, 12), accuracies)
 def test_the_best_tree_holds_the_likeliest_of_all_nodes(size: int, tops: list[float]) -> None:
-    tree = best_tree(size, tops)
+    tree = best_tree(size, tops, 99)
     every = [path for n in range(len(tops)) for path in itertools.product(range(size), repeat=n + 1)]
     best = sorted((likelihood(path, tops) for path in every), reverse=True)[:size]
     assert len(set(tree)) == size
@@ -33,15 +33,15 @@ def test_the_best_tree_holds_the_likeliest_of_all_nodes(size: int, tops: list[fl
 
 @given(accuracies, st.integers(1, 30))
 def test_a_larger_tree_holds_the_smaller_one(tops: list[float], size: int) -> None:
-    assert set(best_tree(size, tops)) < set(best_tree(size + 1, tops))
+    assert set(best_tree(size, tops, 99)) < set(best_tree(size + 1, tops, 99))
 
 
 def test_a_tree_of_a_size_is_always_the_same() -> None:
-    assert best_tree(6, MedusaConfig().accuracies) == ((0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0))
+    assert best_tree(6, MedusaConfig().accuracies, 99) == ((0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0))
 
 
 def test_accurate_heads_make_deep_trees_and_poor_ones_wide_trees() -> None:
-    deep, wide = best_tree(4, [0.9] * 4), best_tree(4, [0.3, 0.01, 0.01, 0.01])
+    deep, wide = best_tree(4, [0.9] * 4, 99), best_tree(4, [0.3, 0.01, 0.01, 0.01], 99)
     assert deep == ((0,), (0, 0), (0, 0, 0), (0, 0, 0, 0))
     assert wide == ((0,), (1,), (2,), (3,))
 
@@ -78,3 +78,13 @@ def test_paths_may_stand_in_any_order() -> None:
 def test_the_accuracies_that_a_tree_is_made_by() -> None:
     assert MedusaConfig(heads=3).accuracies == pytest.approx((0.5, 0.4, 0.32))
     assert MedusaConfig(heads=2, tree_accuracy=(0.3, 0.2)).accuracies == (0.3, 0.2)
+
+
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(1, 3))
+def test_a_tree_is_no_wider_than_a_heads_guesses(size: int, widest: int, heads: int) -> None:
+    tops = [0.3] * heads
+    tree = best_tree(size, tops, widest)
+    assert len(set(tree)) == min(size, sum(widest ** (depth + 1) for depth in range(heads)))
+    assert max(map(max, tree)) < widest
+    if widest >= size:
+        assert tree == best_tree(size, tops, 99)

@@ -22,13 +22,13 @@ from specdec_hydra.model import HydraDraft
 
 
 class Hydra(TrainedAlgorithm):
-    """Ankner et al. 2024 (arXiv 2402.05109), with the data's tokens as labels."""
+    """Ankner et al. 2024 (arXiv 2402.05109), with the target's top tokens as labels."""
 
     options: HydraConfig
 
     def capture_plan(self, facts: TargetFacts) -> CapturePlan:
-        """The state that the target's head reads."""
-        return CapturePlan(last_hidden=True)
+        """The state that the target's head reads, and the token that it puts first."""
+        return CapturePlan(last_hidden=True, argmax=True)
 
     def draft_config(self, facts: TargetFacts, draft: DraftSection) -> dict[str, Any]:
         """All that is needed to build the draft again."""
@@ -51,12 +51,13 @@ class Hydra(TrainedAlgorithm):
         """Sum over heads of the mean cross-entropy over the slots that the head learns from."""
         assert isinstance(draft, HydraDraft)
         assert features.last_hidden is not None
+        assert features.argmax is not None
         embeds = draft.embed_input_ids(batch.ids)
         loss, metrics, read = torch.zeros((), device=embeds.device), {}, []
         for head, slots in enumerate(self.learned_slots(batch)):
             read.append(ahead(embeds, 1 + head, 0))
             states = draft.backbone(torch.cat([x[slots] for x in read], dim=-1), features.last_hidden[slots])
-            labels = ahead(batch.ids, 2 + head, 0)[slots]
+            labels = ahead(features.argmax, 1 + head, 0)[slots]
             weights = torch.ones_like(labels, dtype=torch.float32) / denominator[head]
             part, stats = target.label_loss(states, labels, weights)
             loss = loss + part
@@ -64,8 +65,8 @@ class Hydra(TrainedAlgorithm):
         return StepOutput(loss, metrics)
 
     def learned_slots(self, batch: Batch) -> Tensor:
-        """[K, B, S] bool: head i at slot t reads x[t+1 .. t+1+i] and learns x[t+2+i], all the assistant's and of one
-        document, as they are in decoding."""
+        """[K, B, S] bool: head i at slot t reads x[t+1 .. t+1+i] and learns what the target says after them. These and
+        x[t+2+i] are the assistant's and of one document, as they are in decoding."""
         slots, masks = ahead(batch.loss_mask, 1, False), []
         for distance in range(2, 2 + self.options.heads):
             slots = slots & ahead(batch.loss_mask, distance, False) & batch.same_document(distance)

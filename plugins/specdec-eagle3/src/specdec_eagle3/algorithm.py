@@ -15,7 +15,6 @@ from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.config.run import DraftSection
 from specdec_core.data.batch import Batch
 from specdec_core.data.vocab import VocabMap
-from specdec_core.errors import UserError
 from specdec_core.nn.linear import pack_linear
 from specdec_core.target.base import Target, TargetFacts
 from specdec_eagle3 import draft_config, export, fit, initial
@@ -47,9 +46,6 @@ class Eagle3(TrainedAlgorithm):
 
     def build_draft(self, config: Mapping[str, Any], target: Target, vocab: VocabMap | None) -> Eagle3Draft:
         """A draft with random weights. Raises UserError if `vocab` is not of the config's size."""
-        size, expected = (config["vocab_size"] if vocab is None else vocab.ids.numel()), config["draft_vocab_size"]
-        if size != expected:
-            raise UserError(f"the draft's config has draft_vocab_size {expected}, the vocabulary map {size} tokens")
         draft = Eagle3Draft(config, target, vocab)
         if self.options.head == "frozen":
             draft.lm_head.weight.requires_grad_(False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
+
+from specdec_core.config.presets import PresetOptions
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -28,10 +30,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class Eagle3Config(BaseModel):
+class Eagle3Config(PresetOptions):
     """EAGLE-3 (arXiv 2503.01840). A preset fills in the keys that are not given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    presets: ClassVar = PRESETS
 
     preset: Literal["default", "paper", "eagle3.1", "specforge", "speculators"] = Field(
         "default", description="Named sets of the options below; options given besides it win."
@@ -76,13 +79,6 @@ class Eagle3Config(BaseModel):
     )
     implementation: Literal["fast", "plain"] = Field("fast", description="plain is the readable twin, slow.")
     recompute: bool = Field(False, description="Recompute activations in the backward: less memory, more time.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {**PRESETS.get(str(values.get("preset", "default")), {}), **values}
-        return values
 
     @property
     def step_weights(self) -> list[float]:

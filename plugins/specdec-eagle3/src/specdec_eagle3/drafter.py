@@ -103,10 +103,10 @@ class Eagle3Drafter(Drafter):
                 logits = logits / sampling.temperature
                 distribution = logits.softmax(-1)
                 choice = torch.multinomial(distribution, 1, generator=sampling.generator)
-                probs.append(self._over_target_vocabulary(distribution))
+                probs.append(self.draft.over_target_vocabulary(distribution))
             else:
                 choice = logits.argmax(-1, keepdim=True)
-            token = choice if self.draft.draft_ids is None else self.draft.draft_ids[choice]
+            token = self.draft.target_ids(choice)
             tokens.append(token)
             if self.options.min_confidence:
                 confidence *= float((logits[choice] - logits.logsumexp(-1)).exp())
@@ -116,10 +116,3 @@ class Eagle3Drafter(Drafter):
                 embeds = self.draft.embed_input_ids(token.unsqueeze(0))
                 state = self._step(embeds, self.draft.feedback(state), self.position + k)
         return Proposal(torch.cat(tokens), probs=torch.stack(probs) if probs else None)
-
-    def _over_target_vocabulary(self, distribution: Tensor) -> Tensor:
-        if self.draft.draft_ids is None:
-            return distribution
-        full = distribution.new_zeros(self.draft.config["vocab_size"])
-        full[self.draft.draft_ids] = distribution
-        return full

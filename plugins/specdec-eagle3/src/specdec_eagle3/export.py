@@ -8,7 +8,6 @@ from torch import Tensor
 
 from specdec_core.algorithm.base import ExportedDraft
 from specdec_core.algorithm.exported import copy_tensors
-from specdec_core.data.vocab import VocabMap
 from specdec_eagle3.model import Eagle3Draft
 
 _NO_PARAMETERS = ("d2t", "t2d", "embed_tokens.weight")
@@ -22,10 +21,7 @@ def to_exported(draft: Eagle3Draft) -> ExportedDraft:
     """Trained tensors, with `d2t` and `t2d` where the draft vocabulary is a part of the target's."""
     layers = len(draft.layers)
     tensors = {_outside(name, layers): p.detach().cpu() for name, p in draft.named_parameters()}
-    if draft.draft_ids is not None:
-        vocab = VocabMap(draft.draft_ids.cpu(), draft.config["vocab_size"])
-        tensors.update(d2t=vocab.d2t, t2d=vocab.t2d)
-    return ExportedDraft(dict(draft.config), tensors)
+    return ExportedDraft(dict(draft.config), {**tensors, **draft.vocabulary_tensors()})
 
 
 def from_exported(draft: Eagle3Draft, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specdec_core.algorithm.draft import Draft
+from specdec_core.algorithm.vocabulary import VocabDraft
 from specdec_core.data.vocab import VocabMap
 from specdec_core.nn.attention import AttentionPlan
 from specdec_core.nn.lean import RMSNorm, swiglu_down
@@ -97,15 +97,13 @@ class DecoderLayer(nn.Module):
         return output
 
 
-class Eagle3Draft(Draft):
+class Eagle3Draft(VocabDraft):
     """The draft. `config` is its HF-style config; `vocab` is None for the target's whole vocabulary."""
 
-    draft_ids: Tensor | None
     in_vocab: Tensor | None
 
     def __init__(self, config: Mapping[str, Any], target: Target, vocab: VocabMap | None) -> None:
-        super().__init__(target)
-        self.config = dict(config)
+        super().__init__(config, target, vocab)
         hidden, eps = config["hidden_size"], config["rms_norm_eps"]
         states = len(config["eagle_aux_hidden_state_layer_ids"])
         self.fc_norm = nn.ModuleList([RMSNorm(hidden, eps=eps) for _ in range(states if config["fc_norm"] else 0)])
@@ -115,7 +113,6 @@ class Eagle3Draft(Draft):
         self.lm_head = Linear(hidden, config["draft_vocab_size"], bias=False)
         self.rotary = Rotary(config)
         self.norm_output = bool(config["norm_output"])
-        self.register_buffer("draft_ids", None if vocab is None else vocab.ids.clone(), persistent=False)
         self.register_buffer("in_vocab", None if vocab is None else vocab.t2d, persistent=False)
 
     def project_hidden_states(self, hidden: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from specdec_core.capture.features import CapturePlan, Features
 from specdec_core.config.run import DraftSection
 from specdec_core.data.batch import Batch
 from specdec_core.data.vocab import VocabMap
-from specdec_core.errors import UserError
 from specdec_core.nn.linear import pack_linear
 from specdec_core.target.base import Target, TargetFacts
 from specdec_medusa import draft_config, export
@@ -45,9 +44,6 @@ class Medusa(TrainedAlgorithm):
 
     def build_draft(self, config: Mapping[str, Any], target: Target, vocab: VocabMap | None) -> MedusaDraft:
         """A draft with random maps and silent residual layers. Raises UserError if `vocab` is not of the right size."""
-        size, expected = (config["vocab_size"] if vocab is None else vocab.ids.numel()), config["draft_vocab_size"]
-        if size != expected:
-            raise UserError(f"the draft's config has draft_vocab_size {expected}, the vocabulary map {size} tokens")
         return MedusaDraft(config, target, vocab)
 
     @torch.no_grad()
@@ -57,6 +53,11 @@ class Medusa(TrainedAlgorithm):
         rows = target.head_rows(draft.draft_ids)
         for weight in draft.maps:
             weight.copy_(rows)
+
+    def parameter_groups(self, draft: Draft, weight_decay: float) -> list[dict[str, Any]]:
+        """Matrices decay, vectors do not; at `algorithm.lr`, if it is set."""
+        own = {} if self.options.lr is None else {"lr": self.options.lr}
+        return [{**group, **own} for group in super().parameter_groups(draft, weight_decay)]
 
     def target_group(self) -> dict[str, Any] | None:
         """Medusa-2: the target begins to learn when the heads have begun to guess."""

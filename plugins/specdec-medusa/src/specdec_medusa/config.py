@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
+from specdec_core.config.presets import PresetOptions
 from specdec_medusa.trees import Choices, check_choices
 
-_PAPER = {"heads": 5, "layers": 1, "decay": 0.8, "loss": "tokens", "mask": "predicted"}
+_PAPER = {"heads": 5, "layers": 1, "decay": 0.8, "loss": "tokens", "mask": "predicted", "lr": 1e-3}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "medusa-1": _PAPER,
@@ -18,10 +19,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class MedusaConfig(BaseModel):
+class MedusaConfig(PresetOptions):
     """Medusa (arXiv 2401.10774). A preset fills in the keys that are not given."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    presets: ClassVar = PRESETS
 
     preset: Literal["default", "medusa-1", "medusa-2"] = Field(
         "default", description="Named sets of the options below; options given besides it win."
@@ -36,11 +38,14 @@ class MedusaConfig(BaseModel):
         "strict",
         description="Slots supervised for head i: strict asks m[t+1..t+2+i], predicted m[t+2+i] alone.",
     )
+    lr: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Peak learning rate of the heads. Not set: train.lr."
+    )
     train_target: bool = Field(
         False, description="Medusa-2: the target learns too, and the loss is its own + heads_weight * the heads'."
     )
     target_lr: Annotated[float, Field(gt=0)] = Field(
-        1e-5, description="Peak learning rate of the target that learns; that of the heads is train.lr."
+        1e-5, description="Peak learning rate of the target that learns; that of the heads is lr."
     )
     # This and heads_first: the authors' training files, as quoted in github.com/FasterDecoding/Medusa, issue 85.
     heads_weight: Annotated[float, Field(gt=0)] = Field(
@@ -60,13 +65,6 @@ class MedusaConfig(BaseModel):
         "None: 0.5 for the first head, each further one 0.8 of it.",
     )
     implementation: Literal["fast", "plain"] = Field("fast", description="plain is the readable twin, slow.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _apply_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            return {**PRESETS.get(str(values.get("preset", "default")), {}), **values}
-        return values
 
     @field_validator("target_lr", "heads_weight", "heads_first", mode="after")
     @classmethod

@@ -42,7 +42,7 @@ class MedusaDrafter(Drafter):
     """Holds one state, that of the last accepted slot, so that there is nothing to forget."""
 
     def __init__(self, draft: MedusaDraft, options: MedusaConfig) -> None:
-        """Raises UserError if the tree asks for more guesses of a head than the draft can say tokens."""
+        """Raises UserError if paths ask for more guesses of a head than the draft can say tokens."""
         self.draft, self.options = draft, options
         self.hidden: Tensor | None = None
         self.depth = min(draft.num_heads, options.heads)
@@ -60,7 +60,8 @@ class MedusaDrafter(Drafter):
         tree, device = self.options.tree, self.draft.maps[0].device
         assert tree != "chain"
         if isinstance(tree, int):
-            return Layout.of(best_tree(tree, self.options.accuracies[:depth]), device)
+            widest = self.draft.config["draft_vocab_size"]
+            return Layout.of(best_tree(tree, self.options.accuracies[:depth], widest), device)
         return Layout.of(in_order([path for path in tree if len(path) <= depth]), device)
 
     def begin(self, verified: Verified) -> None:
@@ -83,20 +84,9 @@ class MedusaDrafter(Drafter):
         if self.layouts:
             layout = self.layouts[depth]
             top = logits.topk(layout.width, dim=-1).indices
-            return Proposal(self._tokens(top[layout.heads, layout.ranks]), layout.parents)
+            return Proposal(self.draft.target_ids(top[layout.heads, layout.ranks]), layout.parents)
         if sampling.temperature == 0:
-            return Proposal(self._tokens(logits.argmax(-1)))
+            return Proposal(self.draft.target_ids(logits.argmax(-1)))
         distribution = (logits / sampling.temperature).softmax(-1)
         choice = distribution.multinomial(1, generator=sampling.generator).squeeze(1)
-        return Proposal(self._tokens(choice), probs=self._over_target_vocabulary(distribution))
-
-    def _tokens(self, rows: Tensor) -> Tensor:
-        return rows if self.draft.draft_ids is None else self.draft.draft_ids[rows]
-
-    def _over_target_vocabulary(self, distribution: Tensor) -> Tensor:
-        """[n, D] -> [n, V]."""
-        ids = self.draft.draft_ids
-        if ids is None:
-            return distribution
-        full = distribution.new_zeros(len(distribution), self.draft.config["vocab_size"])
-        return full.index_copy_(1, ids, distribution)
+        return Proposal(self.draft.target_ids(choice), probs=self.draft.over_target_vocabulary(distribution))

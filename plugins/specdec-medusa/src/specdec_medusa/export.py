@@ -11,17 +11,13 @@ from torch import Tensor
 
 from specdec_core.algorithm.base import ExportedDraft
 from specdec_core.algorithm.exported import copy_tensors
-from specdec_core.data.vocab import VocabMap
 from specdec_medusa.model import MedusaDraft
 
 
 def to_exported(draft: MedusaDraft) -> ExportedDraft:
     """Trained tensors, with `d2t` and `t2d` where the draft vocabulary is a part of the target's."""
     tensors = {name: parameter.detach().cpu() for name, parameter in draft.named_parameters()}
-    if draft.draft_ids is not None:
-        vocab = VocabMap(draft.draft_ids.cpu(), draft.config["vocab_size"])
-        tensors.update(d2t=vocab.d2t, t2d=vocab.t2d)
-    return ExportedDraft(dict(draft.config), tensors)
+    return ExportedDraft(dict(draft.config), {**tensors, **draft.vocabulary_tensors()})
 
 
 def from_exported(draft: MedusaDraft, tensors: Mapping[str, Tensor]) -> None:

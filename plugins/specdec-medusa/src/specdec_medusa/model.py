@@ -1,7 +1,8 @@
 """The Medusa draft (arXiv 2401.10774, section 2.1.1): heads beside the target's own.
 
 Head i: n residual layers x + SiLU(W x + b), then a linear map to the draft vocabulary. All read the target's last
-hidden state. W and b start at zero, so that a head whose map is the target's starts as the target's head.
+hidden state. W and b start at zero, so that a head whose map is the target's starts as the target's head: up to what a
+family does to its logits besides. A scale or a soft-cap keeps the order of the tokens; a bias of the head is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from specdec_core.algorithm.draft import Draft
+from specdec_core.algorithm.vocabulary import VocabDraft
 from specdec_core.data.vocab import VocabMap
 from specdec_core.nn.linear import Linear
 from specdec_core.target.base import Target
@@ -35,22 +36,20 @@ class ResidualBlock(nn.Module):
         return x
 
 
-class MedusaDraft(Draft):
+class MedusaDraft(VocabDraft):
     """The draft. `config` is its HF-style config; `vocab` is None for the target's whole vocabulary."""
 
-    draft_ids: Tensor | None
     row_of: Tensor | None
 
     def __init__(self, config: Mapping[str, Any], target: Target, vocab: VocabMap | None) -> None:
-        super().__init__(target)
-        self.config = dict(config)
+        super().__init__(config, target, vocab)
         hidden, heads = config["hidden_size"], config["num_heads"]
         self.blocks = nn.ModuleList([ResidualBlock(hidden, config["num_hidden_layers"]) for _ in range(heads)])
         self.lm_heads = nn.ModuleList([Linear(hidden, config["draft_vocab_size"], bias=False) for _ in range(heads)])
         row_of = None
         if vocab is not None:
-            row_of = torch.full((vocab.size,), -1).index_copy_(0, vocab.ids, torch.arange(vocab.ids.numel()))
-        self.register_buffer("draft_ids", None if vocab is None else vocab.ids.clone(), persistent=False)
+            rows = torch.arange(vocab.ids.numel(), device=vocab.ids.device)
+            row_of = vocab.ids.new_full((vocab.size,), -1).index_copy_(0, vocab.ids, rows)
         self.register_buffer("row_of", row_of, persistent=False)
 
     @property

@@ -39,11 +39,11 @@ def rank_accuracy(top: float, rank: int) -> float:
     return top * ((1 - top) / 2) ** rank
 
 
-def best_tree(size: int, accuracies: Sequence[float]) -> Choices:
+def best_tree(size: int, accuracies: Sequence[float], widest: int) -> Choices:
     """The `size` nodes that are most likely to be accepted, if heads err independently of each other.
 
     A node is accepted if every guess on its path is right. Nodes are added greedily, the likeliest first; among equals
-    the shallower, then the one of lower ranks.
+    the shallower, then the one of lower ranks. A head has `widest` guesses; the tree is smaller if these run out.
     """
     found: list[tuple[int, ...]] = []
     waiting: list[tuple[float, int, tuple[int, ...]]] = []
@@ -53,10 +53,11 @@ def best_tree(size: int, accuracies: Sequence[float]) -> Choices:
         heapq.heappush(waiting, (-likely, len(path), path))
 
     wait((0,))
-    while len(found) < size:
+    while waiting and len(found) < size:
         *_, path = heapq.heappop(waiting)
         found.append(path)
-        wait((*path[:-1], path[-1] + 1))
+        if path[-1] + 1 < widest:
+            wait((*path[:-1], path[-1] + 1))
         if len(path) < len(accuracies):
             wait((*path, 0))
     return in_order(found)

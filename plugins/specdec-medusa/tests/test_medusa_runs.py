@@ -86,10 +86,30 @@ def test_a_trained_run_drafts_chains_and_trees_through_the_commands(
     def generated(*options: str) -> Any:
         return CliRunner().invoke(app, ["generate", str(run), "A small apple?", *options])
 
+    wide = generated("algorithm.tree=200", "-k", "9")
+    assert wide.exit_code == 0, wide.output
+    assert wide.stdout == generated("--no-draft").stdout
+    assert "k = 9 (3 proposed at most), T = 0)" in wide.stderr
+    assert "(3 proposed at most)" in CliRunner().invoke(app, ["eval", str(run), "--k", "9"]).stdout.replace("\n", " ")
+
     chain, alone = generated(), generated("--no-draft")
     assert chain.exit_code == 0, chain.output
     assert chain.stdout == alone.stdout
     assert "(chain, k = 3, T = 0)" in chain.stderr
+
+
+def test_a_preset_that_a_runs_own_config_overrules_is_refused(
+    tiny_target_dir: Path, conversations_file: Path, tmp_path: Path
+) -> None:
+    run, _ = train(config_of(tiny_target_dir, conversations_file, tmp_path / "run"))
+    for command in (["config", "show", str(run / "config.toml")], ["eval", str(run)]):
+        refused = CliRunner().invoke(app, [*command, "algorithm.preset=medusa-1"])
+        assert refused.exit_code == 2
+        assert (
+            'algorithm.preset: "medusa-1" is overruled by the config, which gives algorithm.heads = 3, '
+            in refused.stderr
+        )
+        assert 'algorithm.mask = "strict"' in refused.stderr
 
 
 def test_generate_names_the_tree_that_the_run_was_configured_with(

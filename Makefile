@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	# torch first and exactly pinned: a looser request pulls gigabytes of CUDA libraries.
 	$(PIP) torch==2.13.0
 	$(PIP) -c constraints.txt hatchling editables
-	$(PIP) -c constraints.txt --no-build-isolation -e '.[gguf]' $(foreach plugin,$(wildcard plugins/*),-e $(plugin))
+	$(PIP) -c constraints.txt --no-build-isolation -e '.[gguf,images]' $(foreach plugin,$(wildcard plugins/*),-e $(plugin))
 	$(PIP) -c constraints.txt --group dev
 	touch $@
 

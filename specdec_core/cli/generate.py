@@ -50,10 +50,9 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Seed of sampling.", show_default=False)] = None,
     no_draft: Annotated[bool, typer.Option("--no-draft", help="The target alone, for comparison.")] = False,
 ) -> None:
-    """Answer a prompt, printing the text as it comes.
+    """Answer a prompt, with images if given, printing it as it comes.
 
-    Images, if some are given, are shown before it. On a terminal the accepted draft tokens are green. What is not
-    given is taken from the run's [eval] section.
+    On a terminal the accepted draft tokens are green. What is not given is taken from the run's [eval] section.
 
     Example: specdec generate runs/demo "Why is the sky blue?"
     With an image: specdec generate runs/vision --image cat.jpg "What is this?"

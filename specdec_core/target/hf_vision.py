@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText
 
 from specdec_core.config.run import TargetSection
 from specdec_core.data.batch import PADDING_DOCUMENT, Batch
+from specdec_core.errors import UserError
 from specdec_core.target.base import TargetFacts
 from specdec_core.target.hf import HFTarget
 from specdec_core.target.hf_backbone import HFBackbone
@@ -77,7 +78,7 @@ class HFVisionTarget(HFTarget):
         inputs = super().prompt_inputs(prompts, extras)
         count = inputs["input_ids"].shape[1]
         alone = [
-            self.media.positions(torch.tensor([*prompt]), own)
+            self.media.positions(torch.tensor([*prompt]), {name: tensor.cpu() for name, tensor in own.items()})
             for prompt, own in zip(prompts, extras or [{}] * len(prompts), strict=True)
         ]
         padded = [nn.functional.pad(positions, (count - positions.shape[1], 0)) for positions in alone]
@@ -110,6 +111,17 @@ class HFVisionBackbone(HFBackbone):
         """Those of the language model, under the type of the whole."""
         facts = super().read_facts(target, config, generation, tokenizer)
         return replace(facts, model_type=config.model_type, merged_embeds=self.options.draft_embeds == "merged")
+
+    def attention(self, target: TargetSection, config: Any) -> str:
+        """`target.attention`. Raises UserError for one by which documents with images could not be kept apart."""
+        kinds = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+        served = ["sdpa"] if "sliding_attention" in kinds else ["sdpa", "eager"]
+        if target.attention not in served:
+            raise UserError(
+                f"target.attention = {target.attention!r}: backbone {self.name} serves this target with "
+                f"{' or '.join(served)} only"
+            )
+        return target.attention
 
     def tokenizer(self, target: TargetSection) -> PreTrainedTokenizerBase:
         """The tokenizer of the target's processor, with its chat template."""

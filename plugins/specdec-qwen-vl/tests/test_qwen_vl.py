@@ -223,6 +223,21 @@ class TestRefusals:
             "qwen3_vl_moe, and this one is of type llama; choose another backbone"
         )
 
+    def test_an_attention_that_could_not_keep_documents_apart(
+        self, directories: dict[str, Path], tmp_path: Path
+    ) -> None:
+        for family, attention in (("qwen3_vl", "flash_attention_2"), ("qwen2_vl", "quick")):
+            with pytest.raises(UserError) as caught:
+                load(directories[family], attention=attention)
+            assert str(caught.value) == (
+                f"target.attention = {attention!r}: backbone qwen-vl serves this target with sdpa or eager only"
+            )
+        copy(directories["qwen2_vl"], tmp_path)
+        windows = ["sliding_attention", "full_attention"] * 2
+        config_of("qwen2_vl", use_sliding_window=True, sliding_window=8, layer_types=windows).save_pretrained(tmp_path)
+        with pytest.raises(UserError, match=r"'eager': backbone qwen-vl serves this target with sdpa only"):
+            load(tmp_path, attention="eager")
+
     def test_a_directory_without_a_processor(self, directories: dict[str, Path], tmp_path: Path) -> None:
         copy(directories["qwen2_vl"], tmp_path)
         (tmp_path / "processor_config.json").unlink()

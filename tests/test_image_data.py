@@ -101,7 +101,7 @@ def documents(row: Row) -> list[dict[str, Any]]:
 def test_a_row_is_what_the_files_say(prepare: Prepare, talks: Path) -> None:
     prepared = prepare(talks, packing=False)
     assert (prepared.report.conversations, prepared.report.media) == (6, 7)
-    assert "7 images in them, videos counted" in prepared.report.summary()
+    assert "7 images or videos in them" in prepared.report.summary()
     row = prepared.rows[2]
     pictures = [LoadedMedium("image", (picture(40 + 20 * number, 60, seed=number),)) for number in (1, 2)]
     expected = PROCESSOR.process(pictures)

@@ -45,7 +45,7 @@ class DataReport:
             f"({_count(self.stop_tokens, 'stop token')})",
         ]
         if self.media:
-            sentences.append(f"{_count(self.media, 'image')} in them, videos counted")
+            sentences.append(f"{_count(self.media, 'image')} or videos in them")
         if self.rows < self.sequences:
             empty = 1 - self.tokens / (self.rows * self.max_length)
             sentences.append(
